@@ -1,0 +1,128 @@
+//! The domain's error: a kind that decides what a client is told, a message in the words
+//! Docker's clients match on, and the chain of causes for the operator's log.
+//!
+//! Lower layers' errors are converted here, exhaustively by kind; `api` maps a kind to an HTTP status in one table.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// What went wrong, as far as a client can act on it (design §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request would change nothing: start of a running, stop of a stopped container.
+    NotModified,
+    /// The request is malformed or asks for something that cannot be.
+    InvalidParameter,
+    /// A registry refused the credentials.
+    Unauthorized,
+    /// The object is predefined or protected.
+    Forbidden,
+    /// The named object does not exist.
+    NotFound,
+    /// The object's state does not allow it, or the name is taken.
+    Conflict,
+    /// Our fault, the kernel's or the disk's.
+    System,
+    /// Outside what this engine does (yet).
+    NotImplemented,
+    /// Shutting down, or a component is missing.
+    Unavailable,
+}
+
+/// An error of the domain.
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The domain's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind` whose whole text is `message`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// The same error with the lower error that caused it; [`fmt::Display`] appends the cause's text.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What a client can act on.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Puts `context` in front of the message, as `context: message`.
+    #[must_use]
+    pub fn context(mut self, context: impl fmt::Display) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+}
+
+macro_rules! constructors {
+    ($($(#[$doc:meta])* $name:ident => $kind:ident),+ $(,)?) => {
+        impl Error {
+            $($(#[$doc])* pub fn $name(message: impl Into<String>) -> Self { Self::new(ErrorKind::$kind, message) })+
+        }
+    };
+}
+
+constructors! {
+    /// Nothing to do.
+    not_modified => NotModified,
+    /// Bad input.
+    invalid => InvalidParameter,
+    /// Credentials refused.
+    unauthorized => Unauthorized,
+    /// Protected object.
+    forbidden => Forbidden,
+    /// No such object.
+    not_found => NotFound,
+    /// State or name conflict.
+    conflict => Conflict,
+    /// Our own or the system's failure.
+    system => System,
+    /// Not supported.
+    not_implemented => NotImplemented,
+    /// Not now.
+    unavailable => Unavailable,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut cause = self.source.as_deref().map(|e| e as &dyn StdError);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Many libraries repeat their source in their own text; say each thing once.
+            if !self.message.contains(&text) {
+                write!(f, ": {text}")?;
+            }
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.kind)
+            .field("message", &self.message)
+            .field("source", &self.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|e| e as &(dyn StdError + 'static))
+    }
+}
