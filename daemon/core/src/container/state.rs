@@ -41,6 +41,8 @@ pub enum State {
         oom_killed: bool,
         /// Why the last start failed, if that came after.
         last_failure: Option<Failure>,
+        /// Its mounts, network and task are gone, too.
+        cleaned: bool,
     },
     /// Being removed.
     Removing {
@@ -110,7 +112,7 @@ impl State {
                 status.pid = *pid;
                 status.started_at = Some(*started_at);
             }
-            Self::Exited { code, started_at, finished_at, oom_killed, last_failure } => {
+            Self::Exited { code, started_at, finished_at, oom_killed, last_failure, cleaned: _ } => {
                 status.word = "exited";
                 status.exit_code = *code;
                 status.started_at = Some(*started_at);

@@ -21,6 +21,10 @@ pub struct ContainerView {
     pub restart_count: u64,
     /// Its network while it runs.
     pub sandbox: Option<Sandbox>,
+    /// How many times it has ended (failed starts included) since this daemon knows it; `wait` watches this number.
+    pub exits: u64,
+    /// Exit code of the last end.
+    pub last_exit: i64,
 }
 
 /// A container's lasting description, kept in `containers/ID/config.json`.
