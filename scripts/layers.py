@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""`make layers`: the workspace's dependency edges against the drawing in ARCHITECTURE.md.
+
+Two rules, both read from `cargo metadata` (normal and build dependencies; a test may look at anything below it):
+  1. one of our crates may depend on another only when DRAWING allows the edge, and every crate is in the drawing;
+  2. a crate in WRAPPERS may be a direct dependency only of its owners.
+deny.toml says rule 2 again for cargo-deny, which is slow to install; this script is the check that always runs,
+and it fails when the two say different things.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+# crate -> those of our crates it may use. Bottom layer first: nothing may point upward or sideways.
+DRAWING = {
+    "skiff-sys": [],
+    "skiff-archive": ["skiff-sys"],
+    "skiff-graphdrivers": ["skiff-sys", "skiff-archive"],
+    "skiff-registry-client": [],
+    "skiff-store": ["skiff-sys", "skiff-archive", "skiff-graphdrivers", "skiff-registry-client"],
+    "skiff-core": ["skiff-store", "skiff-graphdrivers", "skiff-archive", "skiff-registry-client"],
+    "skiff-runtime": ["skiff-core", "skiff-sys"],
+    "skiff-network": ["skiff-core", "skiff-sys"],
+    "skiff-api": ["skiff-core"],
+    "skiffd": ["skiff-api", "skiff-core", "skiff-runtime", "skiff-network", "skiff-store", "skiff-registry-client",
+               "skiff-graphdrivers", "skiff-archive", "skiff-sys"],
+    # Black-box: it must not be able to agree with our bugs.
+    "skiff-integration": [],
+}
+
+# outside crate -> the only crates of ours that may name it.
+WRAPPERS = {
+    "axum": ["skiff-api"],
+    "reqwest": ["skiff-registry-client"],
+    "libc": ["skiff-sys"],
+}
+
+
+def main():
+    root = pathlib.Path(__file__).resolve().parent.parent
+    metadata = json.loads(subprocess.run(
+        ["cargo", "metadata", "--format-version=1", "--no-deps", "--locked"], cwd=root, check=True, capture_output=True).stdout)
+    faults, edges = [], 0
+    for package in metadata["packages"]:
+        name = package["name"]
+        if name not in DRAWING:
+            faults.append(f"{name} is not in the drawing: give it a place in scripts/layers.py and ARCHITECTURE.md")
+            continue
+        for dependency in package["dependencies"]:
+            other = dependency["name"]
+            if dependency["kind"] == "dev" and name != "skiff-integration":
+                continue
+            if other in DRAWING:
+                edges += 1
+                if other not in DRAWING[name]:
+                    faults.append(f"{name} must not depend on {other}")
+            elif name not in WRAPPERS.get(other, [name]):
+                faults.append(f"{name} must not depend on {other}: only {', '.join(WRAPPERS[other])} may")
+    for name in DRAWING.keys() - {package["name"] for package in metadata["packages"]}:
+        faults.append(f"{name} is in the drawing and not in the workspace")
+
+    denied = tomllib.loads((root / "deny.toml").read_text())["bans"]["deny"]
+    denied = {ban["crate"]: ban["wrappers"] for ban in denied if "wrappers" in ban}
+    for crate, owners in WRAPPERS.items():
+        ours = [owner for owner in denied.get(crate, []) if owner in DRAWING]
+        if ours != owners:
+            faults.append(f"deny.toml says wrappers = {ours} for {crate}, scripts/layers.py says {owners}")
+
+    for fault in faults:
+        print(f"layers: {fault}", file=sys.stderr)
+    if faults:
+        sys.exit(1)
+    print(f"  ✓ layers: {len(DRAWING)} crates, {edges} edges, all pointing downward")
+
+
+if __name__ == "__main__":
+    main()
