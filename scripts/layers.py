@@ -21,7 +21,7 @@ DRAWING = {
     "skiff-graphdrivers": ["skiff-sys", "skiff-archive"],
     "skiff-registry-client": [],
     "skiff-store": ["skiff-sys", "skiff-archive", "skiff-graphdrivers", "skiff-registry-client"],
-    "skiff-core": ["skiff-store", "skiff-graphdrivers", "skiff-archive", "skiff-registry-client"],
+    "skiff-core": ["skiff-sys", "skiff-store", "skiff-graphdrivers", "skiff-archive", "skiff-registry-client"],
     "skiff-runtime": ["skiff-core", "skiff-sys"],
     "skiff-network": ["skiff-core", "skiff-sys"],
     "skiff-api": ["skiff-core"],
