@@ -1,1 +1,10 @@
-//! placeholder
+//! The only crate with `unsafe` code: safe faces for what the kernel and the C library offer and `std`, `rustix` and
+//! `nix` do not. Each block says in a SAFETY line why it is sound. No policy lives here.
+//!
+//! Called by every other crate; depends on none of them.
+
+pub mod heap;
+pub mod identity;
+pub mod idmap;
+pub mod lock;
+pub mod ns;
