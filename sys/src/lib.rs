@@ -7,4 +7,6 @@ pub mod heap;
 pub mod identity;
 pub mod idmap;
 pub mod lock;
+pub mod netns;
 pub mod ns;
+pub mod process;
