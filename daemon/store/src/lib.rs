@@ -1,1 +1,223 @@
-//! placeholder
+//! The image store: content-addressed blobs, unpacked layers, images and their names, containers' writable layers.
+//!
+//! Called by `skiff-core` (which hands it byte streams; the store opens no connection) and by the program at start-up.
+//! Every call may block on the disk: call from a thread that may. [`Store`] is cheap to clone.
+//!
+//! ```text
+//!  <data-root>/image/
+//!    lock                         flock: one daemon per store
+//!    oci-layout                   marks blobs/ as OCI layout; what `skopeo` and friends read
+//!    blobs/sha256/<hex>           complete, verified, never changed: manifests, configurations, compressed layers
+//!    ingest/<hex>.partial         being downloaded, or left by an interrupted download and resumed by the next
+//!    trash/                       removed blobs on their way out
+//!    repositories.json            THE record: which images exist and which names they have      (`catalog`)
+//!    <driver>/layers/<hex>.json   one record a layer unpacked with that driver, named by chain id (`layers`)
+//!  <data-root>/<driver>/…         the driver's own: layers and active snapshots
+//!
+//!  pull:    blobs ──▶ driver.prepare ─ unpack ─ driver.commit ──▶ layer record ──▶ repositories.json
+//!  remove:  repositories.json ──▶ driver.remove, layer record (top first) ──▶ blobs
+//! ```
+//!
+//! Invariants, each true after `kill -9` at any instant ([`Store::check`] verifies them):
+//! * An image exists when `repositories.json` says so, by one rename. Everything it needs is there before.
+//! * A file in `blobs/` has the digest in its name: it came there by rename after verification and fsync.
+//! * A layer record exists only for a layer that the driver committed. A driver layer without record, an active
+//!   snapshot without owner, a blob without image and an old partial are orphans; [`Store::gc`] takes them.
+//! * Nothing that has a digest is ever re-serialised.
+//!
+//! The files of another driver are left alone: after a change of driver, [`Store::ensure_layers`] unpacks an image
+//! again from the kept blobs when it is first needed.
+//!
+//! Locks, outermost first: `writer` (catalogue changes, held across the disk write) → `sweeping` (shared by whoever
+//! prepares a snapshot, exclusive for the driver's clean-up) → `holdings` (memory, and removals, which are renames).
+//! Readers of images and names take none of them for longer than it takes to copy an `Arc`.
+
+mod blobs;
+mod catalog;
+mod check;
+mod digest;
+mod durable;
+mod error;
+mod follow;
+mod gc;
+mod image;
+mod ingest;
+mod layers;
+mod lease;
+mod rw;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+use skiff_archive::ApplyOptions;
+use skiff_graphdrivers::{ActiveId, GraphDriver, LayerId};
+
+pub use catalog::{Catalog, Reference, ReferenceKey, Registration, RemovalPlan, Removed, Selector};
+pub use digest::{Descriptor, Digest, chain_id, chain_ids};
+pub use error::{Error, ErrorKind, Result};
+pub use follow::{Follower, FollowingReader, StopToken};
+pub use gc::{GcOptions, GcReport};
+pub use image::{Image, Manifest};
+pub use ingest::Ingest;
+pub use layers::{LayerRecord, NewLayer};
+pub use lease::Lease;
+pub use rw::{RwLayer, RwLayers};
+
+use durable::Steps;
+use lease::LeaseSet;
+
+/// The format of every record this crate writes.
+const FORMAT_VERSION: u32 = 1;
+
+/// A store, opened with one storage driver.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// What may be set when a store is opened.
+#[derive(Debug, Clone, Default)]
+pub struct StoreOptions {
+    /// Handed to the unpacker with each layer.
+    pub apply: ApplyOptions,
+}
+
+struct Inner {
+    root: PathBuf,
+    driver: Arc<dyn GraphDriver>,
+    apply: ApplyOptions,
+    steps: Steps,
+    catalog: RwLock<Arc<Catalog>>,
+    writer: Mutex<()>,
+    sweeping: RwLock<()>,
+    holdings: Mutex<Holdings>,
+    /// Told whenever an entry leaves `Holdings::unpacking` or `Holdings::ingesting`.
+    released: Condvar,
+    _lock: File,
+}
+
+/// What is there and what is being worked on; the part of the state that several threads change.
+#[derive(Default)]
+struct Holdings {
+    /// Layers unpacked with this driver.
+    layers: HashMap<LayerId, Arc<LayerRecord>>,
+    /// What running pulls and creations hold.
+    leases: HashMap<u64, LeaseSet>,
+    next_id: u64,
+    /// Blobs being written: one writer each.
+    ingesting: HashSet<Digest>,
+    /// Layers being unpacked: one unpacker each, others wait on `released`.
+    unpacking: HashSet<LayerId>,
+    /// Active snapshots made by this process and not removed since.
+    actives: HashSet<ActiveId>,
+}
+
+impl Store {
+    /// Opens the store below `root` (`<data-root>/image`), making it if need be. Reads the records and asks the
+    /// driver for its list; hashes nothing.
+    ///
+    /// # Errors
+    /// `Conflict` when another process has it open; `Corrupt` when `repositories.json` is damaged (it is never
+    /// replaced silently); `Unsupported` when a newer engine wrote it; `Io`.
+    pub fn open(root: &Path, driver: Arc<dyn GraphDriver>) -> Result<Self> {
+        Self::open_with(root, driver, StoreOptions::default())
+    }
+
+    /// As [`Store::open`], with options.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(root: &Path, driver: Arc<dyn GraphDriver>, options: StoreOptions) -> Result<Self> {
+        Self::open_stepping(root, driver, options, Steps::default())
+    }
+
+    fn open_stepping(
+        root: &Path,
+        driver: Arc<dyn GraphDriver>,
+        options: StoreOptions,
+        steps: Steps,
+    ) -> Result<Self> {
+        let layer_records = root.join(driver.name()).join("layers");
+        for directory in [
+            &root.join("blobs/sha256"),
+            &root.join("ingest"),
+            &root.join("trash"),
+            &layer_records,
+        ] {
+            durable::make_directory(directory)?;
+        }
+        let lock = durable::lock(&root.join("lock"))?;
+        write_layout_marker(root)?;
+        let catalog = catalog::load(root)?;
+        let layers = layers::load(&layer_records, driver.as_ref())?;
+        let inner = Inner {
+            root: root.to_owned(),
+            driver,
+            apply: options.apply,
+            steps,
+            catalog: RwLock::new(Arc::new(catalog)),
+            writer: Mutex::default(),
+            sweeping: RwLock::default(),
+            holdings: Mutex::new(Holdings {
+                layers,
+                ..Holdings::default()
+            }),
+            released: Condvar::new(),
+            _lock: lock,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The storage driver.
+    pub fn driver(&self) -> &Arc<dyn GraphDriver> {
+        &self.inner.driver
+    }
+
+    /// The directory of the store.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    fn holdings(&self) -> MutexGuard<'_, Holdings> {
+        // Each change of the holdings is complete before the lock is released; a panic elsewhere leaves them whole.
+        self.inner.holdings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn layer_records(&self) -> PathBuf {
+        self.inner.root.join(self.inner.driver.name()).join("layers")
+    }
+}
+
+impl Holdings {
+    /// A number no other caller of this process got.
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("root", &self.inner.root)
+            .field("driver", &self.inner.driver.name())
+            .finish()
+    }
+}
+
+fn write_layout_marker(root: &Path) -> Result<()> {
+    let path = root.join("oci-layout");
+    if path.exists() {
+        return Ok(());
+    }
+    fs::write(&path, r#"{"imageLayoutVersion":"1.0.0"}"#)
+        .map_err(|e| Error::io(format!("write {}", path.display()), e))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,384 @@
+//! The catalogue: which images exist and what they are called. One file, replaced by rename, is the truth; memory
+//! holds an immutable snapshot that readers share.
+//!
+//! ```json
+//! { "version": 1,
+//!   "images":     { "sha256:<configuration>": { "manifests": ["sha256:…"], "registered": "2026-…Z" } },
+//!   "references": { "docker.io/library/busybox:latest":    { "image": "sha256:…", "target": "sha256:…", "tagged": "…" },
+//!                   "docker.io/library/busybox@sha256:…":  { … } } }
+//! ```
+//!
+//! Repository names are canonical here (with registry and `library/`); the familiar form is the caller's business.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::{Arc, PoisonError};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use skiff_graphdrivers::LayerId;
+
+use crate::digest::Digest;
+use crate::durable;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Image;
+use crate::{FORMAT_VERSION, Store};
+
+const FILE: &str = "repositories.json";
+
+/// A name of an image: repository and tag, or repository and digest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReferenceKey {
+    /// Canonical repository: `docker.io/library/busybox`, `localhost:5000/a/b`.
+    pub repository: String,
+    /// Tag or digest.
+    pub selector: Selector,
+}
+
+/// What follows the repository in a name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Selector {
+    /// `:TAG`
+    Tag(String),
+    /// `@sha256:…`, the digest of a manifest or index.
+    Digest(Digest),
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reference {
+    /// The image.
+    pub image: Digest,
+    /// The manifest or index that the name stood for at the registry, kept as a blob.
+    pub target: Option<Digest>,
+    /// When the name was given.
+    pub tagged: Timestamp,
+}
+
+/// A state of the catalogue.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    /// All images.
+    pub images: BTreeMap<Digest, Arc<Image>>,
+    /// All names.
+    pub references: BTreeMap<ReferenceKey, Reference>,
+    registered: BTreeMap<Digest, Timestamp>,
+}
+
+/// An image to be made known after a pull.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    /// Digest of the configuration.
+    pub image: Digest,
+    /// The platform's manifest.
+    pub manifest: Digest,
+    /// What the name stood for: the manifest or the index that led to it.
+    pub target: Digest,
+    /// Names to give.
+    pub names: Vec<ReferenceKey>,
+}
+
+/// What to take out of the catalogue, in one step.
+#[derive(Debug, Clone, Default)]
+pub struct RemovalPlan {
+    /// Names to remove.
+    pub names: Vec<ReferenceKey>,
+    /// An image to remove with all names it still has.
+    pub image: Option<Digest>,
+}
+
+/// What a removal did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Layers that went with the image, topmost first.
+    pub layers: Vec<LayerId>,
+    /// Bytes of blobs that went.
+    pub blob_bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    images: BTreeMap<Digest, ImageEntry>,
+    references: BTreeMap<ReferenceKey, Reference>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ImageEntry {
+    manifests: Vec<Digest>,
+    registered: Timestamp,
+}
+
+impl Store {
+    /// The present state; later changes do not show in it.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.inner.catalog.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes an image known, with its names, in one step. Blobs and layers must be there; hold a lease on them.
+    /// Returns the image and whether any of the names is new or stood for something else before.
+    ///
+    /// # Errors
+    /// `NotFound` for a missing blob or layer; `Corrupt` when manifest and configuration do not fit; `NoSpace`; `Io`.
+    pub fn register(&self, registration: &Registration) -> Result<(Arc<Image>, bool)> {
+        let mut image = Image::parse(registration.image, &self.read_blob(&registration.image)?)?;
+        let manifest = self.read_blob(&registration.manifest)?;
+        image.add_manifest(registration.manifest, &manifest)?;
+        self.require_complete(&image, &registration.target)?;
+        self.inner.steps.after("before registration");
+        let (image, changed) = self.change(|catalog| {
+            let now = Timestamp::now();
+            if let Some(known) = catalog.images.get(&image.id) {
+                image = Image::clone(known);
+                image.add_manifest(registration.manifest, &manifest)?;
+            }
+            let image = Arc::new(image);
+            catalog.images.insert(image.id, Arc::clone(&image));
+            catalog.registered.entry(image.id).or_insert(now);
+            let mut changed = false;
+            for name in &registration.names {
+                changed |= catalog
+                    .references
+                    .get(name)
+                    .is_none_or(|old| old.image != image.id);
+                let reference = Reference {
+                    image: image.id,
+                    target: Some(registration.target),
+                    tagged: now,
+                };
+                catalog.references.insert(name.clone(), reference);
+            }
+            Ok((image, changed))
+        })?;
+        self.inner.steps.after("registered");
+        Ok((image, changed))
+    }
+
+    /// Gives an image another name, taking it from whatever had it.
+    ///
+    /// # Errors
+    /// `NotFound` for the image; `InvalidArgument` for a digest as name; `NoSpace`; `Io`.
+    pub fn tag(&self, image: &Digest, name: ReferenceKey) -> Result<()> {
+        if matches!(name.selector, Selector::Digest(_)) {
+            return Err(Error::invalid("refusing to create a tag with a digest reference"));
+        }
+        self.change(|catalog| {
+            let known = catalog.images.get(image);
+            let known = known.ok_or_else(|| Error::not_found(format!("image {image} does not exist")))?;
+            let target = known.manifests.first().map(|m| m.digest);
+            catalog.references.insert(
+                name,
+                Reference {
+                    image: *image,
+                    target,
+                    tagged: Timestamp::now(),
+                },
+            );
+            Ok(())
+        })
+    }
+
+    /// Removes names, and an image with all its remaining names; then its layers and blobs as far as no other image,
+    /// container or lease needs them.
+    ///
+    /// # Errors
+    /// `NotFound` for a name or the image; `NoSpace`; `Io`. When the clean-up after the first step fails, the image
+    /// is gone all the same and [`Store::gc`] takes the rest.
+    pub fn remove(&self, plan: &RemovalPlan) -> Result<Removed> {
+        let (image, targets) = self.change(|catalog| {
+            let mut targets = Vec::new();
+            for name in &plan.names {
+                let gone = catalog.references.remove(name);
+                targets.extend(
+                    gone.ok_or_else(|| Error::not_found(format!("no such reference: {name}")))?
+                        .target,
+                );
+            }
+            let Some(id) = plan.image else {
+                return Ok((None, targets));
+            };
+            let image = catalog.images.remove(&id);
+            let image = image.ok_or_else(|| Error::not_found(format!("image {id} does not exist")))?;
+            catalog.registered.remove(&id);
+            targets.extend(
+                catalog
+                    .names_of(&id)
+                    .filter_map(|(_, reference)| reference.target),
+            );
+            catalog.references.retain(|_, reference| reference.image != id);
+            Ok((Some(image), targets))
+        })?;
+        self.inner.steps.after("image forgotten");
+        let mut removed = Removed::default();
+        let blobs: HashSet<Digest> = image
+            .iter()
+            .flat_map(|image| image.blobs())
+            .chain(targets)
+            .collect();
+        if let Some(image) = image {
+            removed.layers = self.drop_chain(&image)?;
+        }
+        removed.blob_bytes = self.drop_blobs(&blobs)?;
+        self.empty_trash()?;
+        Ok(removed)
+    }
+
+    /// Applies a change to a copy of the catalogue, writes that, and only then shows it.
+    fn change<T>(&self, edit: impl FnOnce(&mut Catalog) -> Result<T>) -> Result<T> {
+        let _writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut catalog = Catalog::clone(&self.catalog());
+        let value = edit(&mut catalog)?;
+        durable::write_json(&self.inner.root, FILE, &catalog.document(), &self.inner.steps)?;
+        *self.inner.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+        Ok(value)
+    }
+
+    fn require_complete(&self, image: &Image, target: &Digest) -> Result<()> {
+        if self.blob_size(target)?.is_none() {
+            return Err(Error::not_found(format!("blob {target} is not in the store")));
+        }
+        let holdings = self.holdings();
+        match image.chain.iter().find(|id| !holdings.layers.contains_key(*id)) {
+            Some(layer) => Err(Error::not_found(format!("layer {layer} is not unpacked"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Catalog {
+    /// The names of an image, in the order of the alphabet.
+    pub fn names_of(&self, image: &Digest) -> impl Iterator<Item = (&ReferenceKey, &Reference)> {
+        let image = *image;
+        self.references
+            .iter()
+            .filter(move |(_, reference)| reference.image == image)
+    }
+
+    /// The images whose id begins with these hexadecimal digits (`sha256:` in front is allowed).
+    pub fn by_prefix(&self, prefix: &str) -> Vec<&Arc<Image>> {
+        let digits = prefix.strip_prefix("sha256:").unwrap_or(prefix);
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Vec::new();
+        }
+        self.images
+            .values()
+            .filter(|image| image.id.hex().starts_with(digits))
+            .collect()
+    }
+
+    /// Every layer some image needs.
+    pub(crate) fn needed_layers(&self) -> HashSet<&LayerId> {
+        self.images.values().flat_map(|image| &image.chain).collect()
+    }
+
+    /// Every blob some image or name needs.
+    pub(crate) fn needed_blobs(&self) -> HashSet<Digest> {
+        let of_images = self.images.values().flat_map(|image| image.blobs());
+        of_images
+            .chain(self.references.values().filter_map(|reference| reference.target))
+            .collect()
+    }
+
+    fn document(&self) -> Document {
+        let entry = |image: &Arc<Image>| ImageEntry {
+            manifests: image.manifests.iter().map(|m| m.digest).collect(),
+            registered: self.registered.get(&image.id).copied().unwrap_or_default(),
+        };
+        Document {
+            version: FORMAT_VERSION,
+            images: self
+                .images
+                .iter()
+                .map(|(id, image)| (*id, entry(image)))
+                .collect(),
+            references: self.references.clone(),
+        }
+    }
+}
+
+/// Reads the catalogue; a store without one is empty. An image whose configuration or manifest is damaged is left
+/// out with an error in the log: one bad disk block must not keep the daemon from starting.
+pub(crate) fn load(root: &Path) -> Result<Catalog> {
+    let path = root.join(FILE);
+    let Some(document) = durable::read_json::<Document>(&path)? else {
+        return Ok(Catalog::default());
+    };
+    if document.version != FORMAT_VERSION {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{} has format {}, this engine reads {FORMAT_VERSION}",
+                path.display(),
+                document.version
+            ),
+        ));
+    }
+    let mut catalog = Catalog::default();
+    for (id, entry) in document.images {
+        match Image::load(root, id, &entry.manifests) {
+            Ok(image) => {
+                catalog.registered.insert(id, entry.registered);
+                catalog.images.insert(id, Arc::new(image));
+            }
+            Err(error) => {
+                tracing::error!(image = %id, %error, "image is damaged and left out; pull it again")
+            }
+        }
+    }
+    catalog.references = document.references;
+    catalog
+        .references
+        .retain(|_, reference| catalog.images.contains_key(&reference.image));
+    Ok(catalog)
+}
+
+impl fmt::Display for ReferenceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.selector {
+            Selector::Tag(tag) => write!(f, "{}:{tag}", self.repository),
+            Selector::Digest(digest) => write!(f, "{}@{digest}", self.repository),
+        }
+    }
+}
+
+impl FromStr for ReferenceKey {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (repository, selector) = match text.split_once('@') {
+            Some((repository, digest)) => (repository, Selector::Digest(digest.parse()?)),
+            // The last colon: a registry's port comes before a slash, and a tag holds neither.
+            None => match text.rsplit_once(':') {
+                Some((repository, tag)) if !tag.contains('/') => (repository, Selector::Tag(tag.to_owned())),
+                _ => {
+                    return Err(Error::invalid(format!(
+                        "reference {text:?} has neither tag nor digest"
+                    )));
+                }
+            },
+        };
+        if repository.is_empty() {
+            return Err(Error::invalid(format!("reference {text:?} has no repository")));
+        }
+        Ok(Self {
+            repository: repository.to_owned(),
+            selector,
+        })
+    }
+}
+
+impl Serialize for ReferenceKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ReferenceKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}

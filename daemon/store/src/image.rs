@@ -1,0 +1,135 @@
+//! An image: its configuration as it came, and what follows from it.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+use skiff_graphdrivers::LayerId;
+
+use crate::blobs::read_document;
+use crate::digest::{Descriptor, Digest, chain_ids};
+use crate::error::{Error, Result};
+
+/// An image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Image {
+    /// Digest of the configuration's bytes.
+    pub id: Digest,
+    /// The configuration, parsed. The bytes are the blob [`Image::id`].
+    pub config: Value,
+    /// Digests of the layers' tar streams, bottom first.
+    pub diff_ids: Vec<Digest>,
+    /// Chain ids, bottom first.
+    pub chain: Vec<LayerId>,
+    /// Manifests that led to this image, each with its layers' blobs, bottom first.
+    pub manifests: Vec<Manifest>,
+}
+
+/// A manifest of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// Digest of the manifest's bytes, which are a blob.
+    pub digest: Digest,
+    /// The layers' compressed blobs, bottom first.
+    pub layers: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct ManifestDocument {
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct ConfigDocument {
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Option<Vec<Digest>>,
+}
+
+impl Image {
+    /// Parses a configuration.
+    ///
+    /// # Errors
+    /// `Corrupt` "invalid rootfs in image configuration" (Docker's text), or when it is not JSON.
+    pub fn parse(id: Digest, config: &[u8]) -> Result<Self> {
+        let damaged = |e| Error::corrupt(format!("image configuration {id} cannot be read")).caused_by(e);
+        let document: ConfigDocument = serde_json::from_slice(config).map_err(damaged)?;
+        let Some(rootfs) = document.rootfs else {
+            return Err(Error::corrupt("invalid rootfs in image configuration"));
+        };
+        let diff_ids = rootfs.diff_ids.unwrap_or_default();
+        let chain = chain_ids(&diff_ids)
+            .into_iter()
+            .map(Digest::to_layer_id)
+            .collect::<Result<_>>()?;
+        let config = serde_json::from_slice(config).map_err(damaged)?;
+        Ok(Self {
+            id,
+            config,
+            diff_ids,
+            chain,
+            manifests: Vec::new(),
+        })
+    }
+
+    /// The top layer; `None` without layers.
+    pub fn top_layer(&self) -> Option<&LayerId> {
+        self.chain.last()
+    }
+
+    /// Blobs from which the layer at `index` (bottom is 0) can be unpacked.
+    pub(crate) fn layer_sources(&self, index: usize) -> impl Iterator<Item = &Descriptor> {
+        self.manifests
+            .iter()
+            .filter_map(move |manifest| manifest.layers.get(index))
+    }
+
+    /// All blobs of the image: configuration, manifests, layers.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let of_manifest = |manifest: &Manifest| {
+            std::iter::once(manifest.digest)
+                .chain(manifest.layers.iter().map(|l| l.digest))
+                .collect::<Vec<_>>()
+        };
+        std::iter::once(self.id).chain(self.manifests.iter().flat_map(of_manifest))
+    }
+
+    /// Reads an image from the blobs below `root`; a manifest that cannot be read is left out.
+    pub(crate) fn load(root: &Path, id: Digest, manifests: &[Digest]) -> Result<Self> {
+        let mut image = Self::parse(id, &document(root, &id)?)?;
+        for digest in manifests {
+            if let Err(error) = document(root, digest).and_then(|bytes| image.add_manifest(*digest, &bytes)) {
+                tracing::warn!(image = %id, manifest = %digest, %error, "a manifest of the image is damaged");
+            }
+        }
+        Ok(image)
+    }
+
+    /// Adds a manifest, which must name this image's configuration and as many layers.
+    pub(crate) fn add_manifest(&mut self, digest: Digest, bytes: &[u8]) -> Result<()> {
+        if self.manifests.iter().any(|known| known.digest == digest) {
+            return Ok(());
+        }
+        let document: ManifestDocument = serde_json::from_slice(bytes)
+            .map_err(|e| Error::corrupt(format!("manifest {digest} cannot be read")).caused_by(e))?;
+        if document.config.digest != self.id || document.layers.len() != self.diff_ids.len() {
+            return Err(Error::corrupt(
+                "layers from manifest don't match image configuration",
+            ));
+        }
+        self.manifests.push(Manifest {
+            digest,
+            layers: document.layers,
+        });
+        Ok(())
+    }
+}
+
+fn document(root: &Path, digest: &Digest) -> Result<Vec<u8>> {
+    read_document(&root.join("blobs/sha256").join(digest.hex()), digest)
+}

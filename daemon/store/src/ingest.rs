@@ -1,0 +1,272 @@
+//! Writing a blob: one writer per digest, resumable, verified before it gets its name.
+//!
+//! ```text
+//!   begin ──▶ ingest/<hex>.partial ──write…──▶ commit: size and digest right? fsync, rename to blobs/, fsync directory
+//!               │ left by a crash or a cut connection: hashed again and continued     wrong: removed, Corrupt
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use crate::Store;
+use crate::digest::{Digest, Hasher};
+use crate::durable;
+use crate::error::{Error, ErrorKind, Result};
+use crate::follow::{Flow, Follower};
+
+/// A blob being written. Dropped without [`Ingest::commit`] it fails its followers and leaves the partial file for
+/// the next try, except after a full disk or wrong bytes, when the file is removed.
+pub struct Ingest {
+    store: Store,
+    digest: Digest,
+    size: u64,
+    path: PathBuf,
+    file: Arc<File>,
+    flow: Arc<Flow>,
+    hasher: Hasher,
+    written: u64,
+    discard: bool,
+}
+
+impl Store {
+    /// Starts (or resumes: see [`Ingest::offset`]) writing a blob of `size` bytes.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else writes it; `NoSpace`; `Io`.
+    pub fn ingest(&self, digest: &Digest, size: u64) -> Result<Ingest> {
+        self.ingest_claimed(Claim::take(self, *digest)?, digest, size)
+    }
+
+    /// As [`Store::ingest`], but waits for another writer of the same blob to finish.
+    pub(crate) fn ingest_after_others(&self, digest: &Digest, size: u64) -> Result<Ingest> {
+        self.ingest_claimed(Claim::wait(self, *digest), digest, size)
+    }
+
+    fn ingest_claimed(&self, claim: Claim<'_>, digest: &Digest, size: u64) -> Result<Ingest> {
+        let path = self.partial_path(digest);
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|e| Error::io(format!("open {}", path.display()), e))?;
+        let (hasher, written) =
+            resume(&mut file, size).map_err(|e| Error::io(format!("resume {}", path.display()), e))?;
+        let flow = Arc::new(Flow::default());
+        flow.grown(written);
+        claim.keep();
+        Ok(Ingest {
+            store: self.clone(),
+            digest: *digest,
+            size,
+            path,
+            file: Arc::new(file),
+            flow,
+            hasher,
+            written,
+            discard: false,
+        })
+    }
+
+    fn end_ingest(&self, digest: &Digest) {
+        self.holdings().ingesting.remove(digest);
+        self.inner.released.notify_all();
+    }
+
+    pub(crate) fn partial_path(&self, digest: &Digest) -> PathBuf {
+        self.inner
+            .root
+            .join("ingest")
+            .join(format!("{}.partial", digest.hex()))
+    }
+}
+
+impl Ingest {
+    /// How many bytes are there already: where the download has to go on.
+    pub fn offset(&self) -> u64 {
+        self.written
+    }
+
+    /// The size the blob must have in the end.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// A way to read the blob while it grows.
+    pub fn follower(&self) -> Follower {
+        Follower::new(Arc::clone(&self.file), Arc::clone(&self.flow))
+    }
+
+    /// Forgets what an earlier try left, for a server that cannot continue in the middle. Not after a follower was made.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn restart(&mut self) -> Result<()> {
+        self.file
+            .set_len(0)
+            .and_then(|()| (&*self.file).seek(SeekFrom::Start(0)))
+            .map_err(|e| Error::io(format!("truncate {}", self.path.display()), e))?;
+        self.hasher = Hasher::new();
+        self.written = 0;
+        self.flow.grown(0);
+        Ok(())
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// `Corrupt` beyond the announced size; `NoSpace`; `Io`.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let after = self.written + bytes.len() as u64;
+        if after > self.size {
+            self.discard = true;
+            return Err(Error::corrupt(format!(
+                "blob {} is longer than its {} bytes",
+                self.digest, self.size
+            )));
+        }
+        self.hasher.update(bytes);
+        if let Err(error) = (&*self.file).write_all(bytes) {
+            let error = Error::io(format!("write {}", self.path.display()), error);
+            // On a full disk a partial blob would only keep it full.
+            self.discard = error.kind() == ErrorKind::NoSpace;
+            return Err(error);
+        }
+        self.written = after;
+        self.flow.grown(after);
+        Ok(())
+    }
+
+    /// Drops the partial file: the blob turned out to be there.
+    pub(crate) fn abandon(mut self) -> Result<()> {
+        self.discard = true;
+        Ok(())
+    }
+
+    /// Verifies the blob and gives it its name.
+    ///
+    /// # Errors
+    /// `Corrupt` when digest or size are wrong (the partial file is removed, except when it is merely short: then it
+    /// can be resumed); `NoSpace`; `Io`.
+    pub fn commit(mut self) -> Result<()> {
+        let result = self.verify_and_rename();
+        self.flow
+            .finished(result.as_ref().map(|()| ()).map_err(ToString::to_string));
+        result
+    }
+
+    fn verify_and_rename(&mut self) -> Result<()> {
+        if self.written < self.size {
+            return Err(Error::corrupt(format!(
+                "blob {} is truncated: {} of {} bytes",
+                self.digest, self.written, self.size
+            )));
+        }
+        let actual = self.hasher.clone().finish();
+        if actual != self.digest {
+            self.discard = true;
+            return Err(Error::corrupt(format!(
+                "blob {} has the digest {actual}",
+                self.digest
+            )));
+        }
+        let steps = &self.store.inner.steps;
+        steps.after("blob written");
+        self.file
+            .sync_all()
+            .map_err(|e| Error::io(format!("fsync {}", self.path.display()), e))?;
+        let target = self.store.blob_path(&self.digest);
+        fs::rename(&self.path, &target)
+            .map_err(|e| Error::io(format!("rename to {}", target.display()), e))?;
+        steps.after("blob renamed");
+        durable::sync_directory(&self.store.inner.root.join("blobs/sha256"))
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        self.flow
+            .finished(Err(format!("the download of {} was interrupted", self.digest)));
+        if self.discard
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a partial blob");
+        }
+        self.store.end_ingest(&self.digest);
+    }
+}
+
+/// The right to write one blob, given back on failure.
+struct Claim<'a> {
+    store: &'a Store,
+    digest: Option<Digest>,
+}
+
+impl<'a> Claim<'a> {
+    fn take(store: &'a Store, digest: Digest) -> Result<Self> {
+        if !store.holdings().ingesting.insert(digest) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("blob {digest} is already being written"),
+            ));
+        }
+        Ok(Self {
+            store,
+            digest: Some(digest),
+        })
+    }
+
+    fn wait(store: &'a Store, digest: Digest) -> Self {
+        let mut holdings = store.holdings();
+        while !holdings.ingesting.insert(digest) {
+            holdings = store
+                .inner
+                .released
+                .wait(holdings)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(holdings);
+        Self {
+            store,
+            digest: Some(digest),
+        }
+    }
+
+    /// From here on the [`Ingest`] gives it back.
+    fn keep(mut self) {
+        self.digest = None;
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if let Some(digest) = self.digest {
+            self.store.end_ingest(&digest);
+        }
+    }
+}
+
+/// Hashes what an earlier try left; a file that is too long is started afresh. Leaves the file's offset at its end.
+fn resume(file: &mut File, size: u64) -> std::io::Result<(Hasher, u64)> {
+    let mut hasher = Hasher::new();
+    let length = file.metadata()?.len();
+    if length > size {
+        file.set_len(0)?;
+        return Ok((hasher, 0));
+    }
+    let mut buffer = vec![0; if length == 0 { 0 } else { 1 << 20 }];
+    let mut hashed = 0;
+    while hashed < length {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        hashed += count as u64;
+    }
+    file.seek(SeekFrom::Start(hashed))?;
+    Ok((hasher, hashed))
+}
