@@ -1,0 +1,49 @@
+//! What containers need of images and of the storage layer, as traits, so that this module can be tested
+//! without either.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::images::{ImageView, Images};
+
+/// Where container creation looks images up.
+pub trait ImageSource: Send + Sync + 'static {
+    /// Finds an image by reference, id or beginning of an id.
+    ///
+    /// # Errors
+    /// `NotFound` "No such image: …".
+    fn find(&self, reference: &str) -> Result<ImageView>;
+}
+
+impl ImageSource for Images {
+    fn find(&self, reference: &str) -> Result<ImageView> {
+        Self::find(self, reference)
+    }
+}
+
+/// The writable layers of containers.
+#[async_trait]
+pub trait RootFilesystems: Send + Sync + 'static {
+    /// Name of the storage driver.
+    fn driver(&self) -> String;
+
+    /// Makes the writable layer of container `id` on top of layer `top` (a chain id; `None` is empty).
+    async fn create(&self, id: &str, top: Option<&str>) -> Result<()>;
+
+    /// Mounts it and returns the path of its root. Mounting twice is not an error.
+    async fn mount(&self, id: &str) -> Result<PathBuf>;
+
+    /// Unmounts it. Unmounting what is not mounted is not an error.
+    async fn unmount(&self, id: &str) -> Result<()>;
+
+    /// Removes it; a missing one is not an error.
+    async fn remove(&self, id: &str) -> Result<()>;
+
+    /// Bytes in the writable layer and bytes in all layers.
+    async fn size(&self, id: &str, top: Option<&str>) -> Result<(u64, u64)>;
+
+    /// Removes the writable layers of all containers but `live`.
+    async fn keep_only(&self, live: &[String]) -> Result<()>;
+}
