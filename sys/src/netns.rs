@@ -1,9 +1,9 @@
-//! Network namespaces: entering and making one on a thread, and giving one a path.
+//! Network namespaces: working inside one on a thread of its own, and giving one a path.
 //!
 //! Called by `skiff-network`. A thread of a daemon without privileges on the host that has entered another network
-//! namespace cannot come back (the host's namespace belongs to another user namespace), so [`enter`] and
-//! [`unshare`] are for threads made for the purpose; [`run_in`] makes one. What a thread opens inside (a socket, a
-//! `/proc/sys/net` file) keeps belonging to that namespace when it is handed to other threads.
+//! namespace ([`ns::join`], [`ns::unshare`]) cannot come back, because the host's namespace belongs to another user
+//! namespace; so this is done on threads made for the purpose ([`run_in`]). What a thread opens inside (a socket, a
+//! file in `/proc/sys/net`) keeps belonging to that namespace when it is handed to other threads.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,28 +13,11 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+use crate::ns::{self, Kind};
 
 /// `NSFS_MAGIC`, the file system type of namespace files.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
-
-/// Moves the calling thread, and no other, into the namespace `ns`.
-///
-/// # Errors
-/// `EPERM` without CAP_SYS_ADMIN in the user namespace that owns `ns`; `EINVAL` when `ns` is no network namespace.
-pub fn enter(ns: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(move_into_link_name_space(ns, Some(LinkNameSpaceType::Network))?)
-}
-
-/// Moves the calling thread, and no other, into a new, empty network namespace.
-///
-/// # Errors
-/// `EPERM` without CAP_SYS_ADMIN; `ENOSPC` beyond `user.max_net_namespaces`.
-pub fn unshare() -> io::Result<()> {
-    // SAFETY: CLONE_NEWNET alone; the descriptor table (CLONE_FILES) stays shared with the other threads.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET)? };
-    Ok(())
-}
 
 /// The calling thread's network namespace.
 ///
@@ -44,15 +27,17 @@ pub fn current() -> io::Result<OwnedFd> {
     Ok(File::open("/proc/thread-self/ns/net")?.into())
 }
 
-/// Runs `work` on a new thread inside `ns` (in the caller's own namespace for `None`) and returns its result.
+/// Runs `work` on a new thread inside `namespace` (in the caller's own namespace for `None`) and returns its result.
 ///
 /// # Errors
-/// Those of [`enter`] and of thread creation; a panic in `work` is an error, too.
-pub fn run_in<T: Send>(ns: Option<BorrowedFd<'_>>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+/// Those of [`ns::join`] and of thread creation; a panic in `work` is an error, too.
+pub fn run_in<T: Send>(
+    namespace: Option<BorrowedFd<'_>>,
+    work: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let inside = move || -> io::Result<T> {
-            if let Some(ns) = ns {
-                enter(ns)?;
+            if let Some(namespace) = namespace {
+                ns::join(namespace, Kind::Network)?;
             }
             Ok(work())
         };
@@ -61,14 +46,14 @@ pub fn run_in<T: Send>(ns: Option<BorrowedFd<'_>>, work: impl FnOnce() -> T + Se
     })
 }
 
-/// Binds `ns` to `path`, which must not exist: the namespace then lives until [`unbind`], without any process.
+/// Binds `namespace` to `path`, which must not exist: the namespace then lives until [`unbind`], without any process.
 ///
 /// # Errors
 /// `EEXIST` when `path` exists; those of open(2) and mount(2). After an error `path` does not exist.
-pub fn bind(ns: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+pub fn bind(namespace: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     // The magic link leads to the namespace file itself; no name is looked up that somebody could have replaced.
-    let source = format!("/proc/self/fd/{}", ns.as_raw_fd());
+    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
     mount_bind(source.as_str(), path).map_err(|errno| {
         // The mount's error is the one worth reporting.
         let _ = fs::remove_file(path);

@@ -1,0 +1,141 @@
+//! The default bridge in its namespace: made at the daemon's start, taken over as it is after a restart.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use skiff_core::{Error, Result};
+use skiff_sys::netns;
+
+use crate::config::Bip;
+use crate::firewall;
+use crate::ids::random_hex;
+use crate::netlink::{Socket, route};
+
+/// Marks our links, so that those nobody needs any more are found again. (The bytes of "skif".)
+const LINK_GROUP: u32 = 0x736b_6966;
+/// Global switch for routing between interfaces, in the namespace of the thread that opens it.
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// What [`Bridge::set_up`] needs to know.
+#[derive(Debug, Clone)]
+pub(crate) struct BridgeSettings {
+    pub(crate) name: String,
+    pub(crate) bip: Bip,
+    pub(crate) mtu: u32,
+    /// Address of the uplink's DNS forwarder, if there is an uplink.
+    pub(crate) forwarder: Option<Ipv4Addr>,
+}
+
+/// The bridge that exists, and the socket through which its namespace is configured.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    index: u32,
+    mtu: u32,
+    socket: Mutex<Socket>,
+}
+
+impl Bridge {
+    /// Makes bridge, address, forwarding and packet filter rules in `namespace` (`None`: the caller's), or brings
+    /// what an earlier run left to that state. Blocks for some milliseconds.
+    pub(crate) fn set_up(namespace: Option<BorrowedFd<'_>>, settings: &BridgeSettings) -> Result<Self> {
+        netns::run_in(namespace, || set_up_here(settings)).map_err(|error| {
+            Error::system("cannot enter the network namespace of the default bridge").caused_by(error)
+        })?
+    }
+
+    /// Connects the namespace `sandbox` by a veth pair: `host_name` on the bridge's side, eth0 with `mac` inside.
+    pub(crate) fn plug(&self, host_name: &str, sandbox: BorrowedFd<'_>, mac: route::Mac) -> Result<()> {
+        let pair = route::VethPair {
+            name: host_name,
+            group: LINK_GROUP,
+            bridge: self.index,
+            mtu: self.mtu,
+            peer_namespace: sandbox.as_fd(),
+            peer_name: "eth0",
+            peer_mac: mac,
+        };
+        let messages = route::add_veth(&pair);
+        Ok(self.socket().batch(messages)?)
+    }
+
+    /// Removes a veth pair; it need not exist.
+    pub(crate) fn unplug(&self, host_name: &str) -> Result<()> {
+        match self.socket().request(route::delete_link(host_name)) {
+            Err(error) if error.errno == rustix::io::Errno::NODEV => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// The names of all veth pairs of this and earlier runs.
+    pub(crate) fn plugged(&self) -> Result<Vec<String>> {
+        let links = route::links(&mut self.socket())?;
+        let ours = |link: &route::Link| link.group == LINK_GROUP && link.kind.as_deref() == Some("veth");
+        Ok(links.into_iter().filter(ours).map(|link| link.name).collect())
+    }
+
+    /// Deletes the link `name` of the bridge's namespace, whatever it is; it need not exist.
+    pub(crate) fn delete_link(&self, name: &str) -> Result<()> {
+        self.unplug(name)
+    }
+
+    fn socket(&self) -> MutexGuard<'_, Socket> {
+        // A panic elsewhere leaves at worst an unread acknowledgement, which is skipped by its sequence number.
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn set_up_here(settings: &BridgeSettings) -> Result<Bridge> {
+    let mut socket = Socket::route()?;
+    enable_forwarding()?;
+    let index = make_bridge(&mut socket, settings)?;
+    for (address, prefix_len) in route::addresses(&mut socket, index)? {
+        if (address, prefix_len) != (settings.bip.address(), settings.bip.prefix_len()) {
+            socket.request(route::delete_address(index, address, prefix_len))?;
+        }
+    }
+    socket.batch([
+        route::up("lo"),
+        route::set_mtu(&settings.name, settings.mtu),
+        route::up_without_ipv6(&settings.name),
+        route::add_address(index, settings.bip.address(), settings.bip.prefix_len()),
+    ])?;
+    firewall::install(&mut Socket::netfilter()?, &settings.name, settings.bip, settings.forwarder)?;
+    Ok(Bridge { index, mtu: settings.mtu, socket: Mutex::new(socket) })
+}
+
+/// The index of the bridge, made unless it exists.
+fn make_bridge(socket: &mut Socket, settings: &BridgeSettings) -> Result<u32> {
+    let name = settings.name.as_str();
+    if let Some(link) = route::link(socket, name)? {
+        return match link.kind.as_deref() {
+            Some("bridge") => Ok(link.index),
+            _ => Err(Error::conflict(format!("cannot use {name} as the default bridge: it is another kind of link"))),
+        };
+    }
+    socket.request(route::add_bridge(name, random_mac()?, settings.mtu))?;
+    let link = route::link(socket, name)?;
+    link.map(|link| link.index).ok_or_else(|| Error::system(format!("the bridge {name} vanished")))
+}
+
+/// A random, locally administered link address in Docker's range.
+fn random_mac() -> Result<route::Mac> {
+    let failed = |error: io::Error| Error::system("cannot make a link address").caused_by(error);
+    let digits = random_hex(8).map_err(failed)?;
+    let number = u32::from_str_radix(&digits, 16).unwrap_or_default();
+    let [a, b, c, d] = number.to_be_bytes();
+    Ok([0x02, 0x42, a, b, c, d])
+}
+
+fn enable_forwarding() -> Result<()> {
+    let forward = || -> io::Result<()> {
+        // Only written when needed: /proc/sys may be read-only in a container whose creator has already done it.
+        if fs::read(IP_FORWARD)?.first() != Some(&b'1') {
+            fs::write(IP_FORWARD, "1")?;
+        }
+        Ok(())
+    };
+    forward().map_err(|error| Error::system(format!("cannot enable IPv4 forwarding in {IP_FORWARD}")).caused_by(error))
+}
