@@ -210,6 +210,7 @@ impl Actor {
             Report::Removed => {
                 self.accept(&Event::Removed);
                 self.shared.registry.remove(&self.record.id, &self.record.name);
+                self.shared.janitor.notify_one();
                 self.publish_event("destroy", []);
                 self.removers.drain(..).for_each(|reply| drop(reply.send(Ok(()))));
                 return true;

@@ -7,6 +7,8 @@ mod actor;
 mod attach;
 mod create;
 mod disk;
+mod filesystems;
+mod janitor;
 mod launch;
 mod list;
 mod mounts;
@@ -43,6 +45,7 @@ use registry::{Handle, Registry};
 use state::State;
 use view::Record;
 
+pub use filesystems::StoredFilesystems;
 pub use ports::{ImageSource, RootFilesystems};
 pub use view::ContainerView;
 
@@ -92,6 +95,7 @@ struct Shared {
     networks: Arc<dyn Networks>,
     runtime: Arc<dyn Runtime>,
     events: Events,
+    janitor: janitor::Bell,
 }
 
 /// `POST /containers/create`.
@@ -230,7 +234,17 @@ impl Containers {
         let Neighbours { images, filesystems, networks, runtime, events } = neighbours;
         let registry = Registry::default();
         Ok(Self {
-            shared: Arc::new(Shared { settings, disk, registry, images, filesystems, networks, runtime, events }),
+            shared: Arc::new(Shared {
+                settings,
+                disk,
+                registry,
+                images,
+                filesystems,
+                networks,
+                runtime,
+                events,
+                janitor: janitor::Bell::default(),
+            }),
         })
     }
 
@@ -554,7 +568,9 @@ impl Containers {
     /// # Errors
     /// `System` when the directory of containers cannot be read.
     pub async fn recover(&self) -> Result<()> {
-        recover::recover(&self.shared).await
+        recover::recover(&self.shared).await?;
+        janitor::spawn(&self.shared);
+        Ok(())
     }
 
     /// Stops all containers, each with its own signal and patience, but none longer than `timeout`.

@@ -13,15 +13,13 @@ use crate::error::{Error, Result};
 use crate::network::Sandbox;
 use crate::runtime::Adopted;
 
-/// Reads all containers, asks the runtime what became of each, keeps the networks and layers that are still used and
-/// removes all others, then starts the owners.
+/// Reads all containers, asks the runtime what became of each, keeps the networks that are still used and
+/// removes all others, then starts the owners. Orphaned layers are the janitor's.
 pub(super) async fn recover(shared: &Arc<Shared>) -> Result<()> {
     let reader = Arc::clone(shared);
     let found = tokio::task::spawn_blocking(move || reader.disk.load())
         .await
         .map_err(|e| Error::system("read the containers").caused_by(e))??;
-    let ids: Vec<String> = found.iter().map(|(record, _)| record.id.clone()).collect();
-    shared.filesystems.keep_only(&ids).await?;
     let mut beginnings = Vec::with_capacity(found.len());
     for (record, file) in found {
         beginnings.push(beginning(shared, record, file).await);
