@@ -3,6 +3,7 @@
 //!
 //! Called by every other crate; depends on none of them.
 
+pub mod fsio;
 pub mod heap;
 pub mod identity;
 pub mod idmap;

@@ -1,0 +1,82 @@
+//! Compression formats of layers: recognised by the first bytes, never by a media type (registries lie about it).
+
+use std::io::{self, Read};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::pipeline::{Receiver, Sender};
+
+/// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` needs (128 MiB), and the library's own limit.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// A compression format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+impl Format {
+    /// Recognises the format of a stream that begins with `head`.
+    pub(crate) fn detect(head: &[u8]) -> Result<Self> {
+        // zstd frames may be preceded by skippable frames, 0x184D2A50 to 0x184D2A5F little-endian (RFC 8878 §3.1.2).
+        match head {
+            [0x1f, 0x8b, 0x08, ..] => Ok(Self::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Self::Zstd),
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Self::Zstd),
+            [b'B', b'Z', b'h', ..] => Err(unsupported("bzip2")),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Err(unsupported("xz")),
+            _ => Ok(Self::Plain),
+        }
+    }
+}
+
+fn unsupported(name: &str) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("layers compressed with {name} are not supported"),
+    )
+}
+
+/// Decodes `input` into `output` until the end, an error, or until nobody reads any more.
+pub(crate) fn decode(format: Format, input: Receiver, output: Sender) {
+    // `Stopped` only says that the other side has gone; it knows why.
+    let _ = match format {
+        Format::Plain => pump(input, output, "layer"),
+        Format::Gzip => pump(flate2::bufread::MultiGzDecoder::new(input), output, "gzip"),
+        Format::Zstd => match zstd_decoder(input) {
+            Ok(decoder) => pump(decoder, output, "zstd"),
+            Err(error) => {
+                output.pump(move |_| Err(corrupt("zstd", io::Error::new(error.kind(), error.to_string()))))
+            }
+        },
+    };
+}
+
+fn zstd_decoder(input: Receiver) -> io::Result<zstd::stream::read::Decoder<'static, Receiver>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+    decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+    Ok(decoder)
+}
+
+fn pump(mut decoder: impl Read, output: Sender, what: &'static str) -> Result<(), crate::pipeline::Stopped> {
+    output.pump(|into| {
+        loop {
+            match decoder.read(into) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map_err(|error| corrupt(what, error)),
+            }
+        }
+    })
+}
+
+/// An error of the decoder, or of the stage before it that came through it.
+fn corrupt(what: &str, error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(ours) => ours,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Error::corrupt(format!("{what}: the stream is truncated")).caused_by(error)
+        }
+        Err(error) => Error::corrupt(format!("{what}: the stream is damaged")).caused_by(error),
+    }
+}

@@ -1,0 +1,192 @@
+//! Writing a layer: the changes of a tree as a tar stream.
+//!
+//! The stream is canonical (order of `walk`, ustar with PAX records only where needed, no user names), so the same
+//! tree gives the same bytes, and `diff → apply → diff` is the identity.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{self, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::WhiteoutFormat;
+use crate::entry::{Entry, Kind, Time};
+use crate::error::{Error, ErrorKind, Result, show};
+use crate::pipeline::BUFFER_SIZE;
+use crate::walk::{Change, Visitor, changes};
+use crate::writer::{Writer, blank};
+use crate::xattrs::{self, Place};
+
+/// Where the changes of a layer can be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiffTree<'a> {
+    /// The directory holds exactly the changes.
+    Native {
+        /// The directory.
+        directory: &'a Path,
+        /// How deletions are marked in it.
+        whiteouts: WhiteoutFormat,
+    },
+    /// Two whole trees are to be compared.
+    Compare {
+        /// The tree.
+        directory: &'a Path,
+        /// What it was before; `None` for nothing.
+        parent: Option<&'a Path>,
+    },
+}
+
+/// What was written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Diffed {
+    /// Members of the archive.
+    pub entries: u64,
+    /// Bytes of regular files, each inode once.
+    pub size: u64,
+    /// Length of the tar stream in bytes.
+    pub stream_size: u64,
+}
+
+/// Writes the changes of `tree` as an uncompressed layer. Sockets are left out; a tar stream has no form for them.
+///
+/// # Errors
+/// `Io` when a file cannot be read, or changes while it is; whatever `out` gives; `NoSpace`.
+pub fn diff(tree: &DiffTree<'_>, out: impl Write) -> Result<Diffed> {
+    let mut pack = Pack {
+        writer: Writer::new(out),
+        links: HashMap::new(),
+        buffer: vec![0; BUFFER_SIZE],
+        diffed: Diffed::default(),
+    };
+    changes(tree, &mut pack)?;
+    pack.diffed.stream_size = pack.writer.finish()?;
+    Ok(pack.diffed)
+}
+
+struct Pack<W> {
+    writer: Writer<W>,
+    /// First name of each inode that has several.
+    links: HashMap<(u64, u64), Vec<u8>>,
+    buffer: Vec<u8>,
+    diffed: Diffed,
+}
+
+impl<W: Write> Visitor for Pack<W> {
+    fn change(&mut self, change: Change<'_>) -> Result<()> {
+        match change {
+            Change::Marker { path } => {
+                self.diffed.entries += 1;
+                self.writer.header(&Entry {
+                    path: path.to_vec(),
+                    ..blank()
+                })
+            }
+            Change::Present {
+                path,
+                parent,
+                name,
+                stat,
+            } => self.present(path, parent, name, stat),
+        }
+    }
+}
+
+impl<W: Write> Pack<W> {
+    fn present(&mut self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<()> {
+        let failed = |operation: &str, errno| Error::os(format!("{operation} /{}", show(path)), errno);
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Kind::Regular,
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Symlink,
+            FileType::Fifo => Kind::Fifo,
+            FileType::CharacterDevice => Kind::CharDevice,
+            FileType::BlockDevice => Kind::BlockDevice,
+            _ => {
+                tracing::debug!(path = show(path), "socket left out of a layer");
+                return Ok(());
+            }
+        };
+        self.diffed.entries += 1;
+        let mut entry = describe(path, kind, stat);
+        if kind != Kind::Directory && stat.st_nlink > 1 {
+            let first = self
+                .links
+                .entry((stat.st_dev, stat.st_ino))
+                .or_insert_with(|| path.to_vec());
+            if first != path {
+                entry.kind = Kind::HardLink;
+                entry.link.clone_from(first);
+                entry.size = 0;
+            }
+        }
+        entry.xattrs =
+            xattrs::read(Place::Name(parent, name)).map_err(|e| failed("read attributes of", e))?;
+        if kind == Kind::Symlink && entry.kind == Kind::Symlink {
+            let target = fs::readlinkat(parent, name, Vec::new()).map_err(|e| failed("readlink", e))?;
+            entry.link = target.into_bytes();
+        }
+        if entry.kind == Kind::Regular {
+            return self.regular(&entry, parent, name);
+        }
+        self.writer.header(&entry)
+    }
+
+    fn regular(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        let failed = |operation: &str, errno| Error::os(format!("{operation} /{}", show(&entry.path)), errno);
+        // Should it have become a FIFO meanwhile, NONBLOCK keeps us from waiting for a writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = fs::openat(parent, name, flags, Mode::empty()).map_err(|e| failed("open", e))?;
+        self.writer.header(entry)?;
+        self.diffed.size += entry.size;
+        let mut left = entry.size;
+        while left > 0 {
+            let wanted = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            match rustix::io::read(file.as_fd(), &mut self.buffer[..wanted]) {
+                Ok(0) => {
+                    let text = format!("/{} became shorter while it was read", show(&entry.path));
+                    return Err(Error::new(ErrorKind::Io, text));
+                }
+                Ok(n) => {
+                    self.writer.data(&self.buffer[..n])?;
+                    left -= n as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed("read", errno)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn describe(path: &[u8], kind: Kind, stat: &Stat) -> Entry {
+    let slash: &[u8] = if kind == Kind::Directory { b"/" } else { b"" };
+    let device = match kind {
+        Kind::CharDevice | Kind::BlockDevice => (fs::major(stat.st_rdev), fs::minor(stat.st_rdev)),
+        _ => (0, 0),
+    };
+    Entry {
+        path: [path, slash].concat(),
+        kind,
+        // The permission bits of a symbolic link mean nothing and differ between file systems.
+        mode: if kind == Kind::Symlink {
+            0o777
+        } else {
+            stat.st_mode & 0o7777
+        },
+        uid: stat.st_uid.into(),
+        gid: stat.st_gid.into(),
+        mtime: Time {
+            seconds: stat.st_mtime,
+            nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or_default(),
+        },
+        device,
+        size: if kind == Kind::Regular {
+            u64::try_from(stat.st_size).unwrap_or_default()
+        } else {
+            0
+        },
+        ..blank()
+    }
+}

@@ -1,0 +1,415 @@
+//! Walks over directory trees: what a layer changed, and how much room a tree takes.
+//!
+//! Changes come in one canonical order, so that the same tree always gives the same archive: depth first, a
+//! directory before its contents, an opaque marker first in its directory, then by the bytes of the name as it will
+//! stand in the archive (a deletion of `x` sorts as `.wh.x`).
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+
+use rustix::fs::{self, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::WhiteoutFormat;
+use crate::differ::DiffTree;
+use crate::error::{Error, Result, show};
+use crate::name::{OPAQUE_NAME, WHITEOUT_PREFIX};
+use crate::root::{directory_flags, names};
+use crate::whiteout::{is_opaque, is_whiteout_device, stat_at};
+use crate::xattrs::{self, Place};
+
+/// Room that a tree takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Bytes of regular files (apparent size), each inode once.
+    pub bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+/// One difference between a tree and what lies below it.
+pub(crate) enum Change<'a> {
+    /// `name` in the open directory `parent` is new or changed.
+    Present {
+        path: &'a [u8],
+        parent: BorrowedFd<'a>,
+        name: &'a [u8],
+        stat: &'a Stat,
+    },
+    /// `path` is a whiteout or an opaque marker.
+    Marker { path: &'a [u8] },
+}
+
+/// Takes the changes of a walk.
+pub(crate) trait Visitor {
+    fn change(&mut self, change: Change<'_>) -> Result<()>;
+}
+
+/// The room `directory` takes, itself included.
+///
+/// # Errors
+/// `Io`.
+pub fn usage(directory: &Path) -> Result<DiskUsage> {
+    let top = open_top(directory)?;
+    let mut sum = Sum::default();
+    sum.disk.inodes = 1;
+    walk_all(&top, &mut Vec::new(), &mut sum)?;
+    Ok(sum.disk)
+}
+
+/// The room of what [`crate::diff`] would write; whiteouts take none.
+///
+/// # Errors
+/// `Io`.
+pub fn diff_usage(tree: &DiffTree<'_>) -> Result<DiskUsage> {
+    let mut sum = Sum::default();
+    changes(tree, &mut sum)?;
+    Ok(sum.disk)
+}
+
+#[derive(Default)]
+struct Sum {
+    disk: DiskUsage,
+    linked: HashSet<(u64, u64)>,
+}
+
+impl Sum {
+    fn add(&mut self, stat: &Stat) {
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if !directory && stat.st_nlink > 1 && !self.linked.insert((stat.st_dev, stat.st_ino)) {
+            return;
+        }
+        self.disk.inodes += 1;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            self.disk.bytes += u64::try_from(stat.st_size).unwrap_or_default();
+        }
+    }
+}
+
+impl Visitor for Sum {
+    fn change(&mut self, change: Change<'_>) -> Result<()> {
+        if let Change::Present { stat, .. } = change {
+            self.add(stat);
+        }
+        Ok(())
+    }
+}
+
+/// Visits everything in which `tree` differs from what is below it.
+pub(crate) fn changes(tree: &DiffTree<'_>, visitor: &mut dyn Visitor) -> Result<()> {
+    let mut path = Vec::new();
+    match tree {
+        DiffTree::Native { directory, whiteouts } => {
+            native(&open_top(directory)?, &mut path, *whiteouts, visitor)
+        }
+        DiffTree::Compare { directory, parent } => {
+            let old = parent.map(open_top).transpose()?.map(Rc::new);
+            Compare {
+                visitor,
+                pending: Vec::new(),
+            }
+            .directory(&Rc::new(open_top(directory)?), old.as_ref(), &mut path)
+        }
+    }
+}
+
+fn failed(operation: &str, path: &[u8], errno: Errno) -> Error {
+    Error::os(format!("{operation} {:?}", show(path)), errno)
+}
+
+fn open_top(path: &Path) -> Result<OwnedFd> {
+    fs::open(
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|errno| Error::os(format!("open directory {}", path.display()), errno))
+}
+
+fn open_child(parent: impl AsFd, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
+    fs::openat(parent, name, directory_flags(), Mode::empty())
+        .map_err(|errno| failed("open directory", path, errno))
+}
+
+/// Puts `name` behind `path` while `work` runs.
+fn below<T>(path: &mut Vec<u8>, name: &[u8], work: impl FnOnce(&mut Vec<u8>) -> Result<T>) -> Result<T> {
+    let length = path.len();
+    if length > 0 {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    let outcome = work(path);
+    path.truncate(length);
+    outcome
+}
+
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// Visits a whole tree without order, for sums.
+fn walk_all(directory: &OwnedFd, path: &mut Vec<u8>, sum: &mut Sum) -> Result<()> {
+    for name in names(directory).map_err(|e| failed("read directory", path, e))? {
+        below(path, &name, |path| {
+            let stat = match stat_at(directory, &name) {
+                Ok(stat) => stat,
+                // A running container may remove files while we look.
+                Err(Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(failed("stat", path, errno)),
+            };
+            sum.add(&stat);
+            if is_directory(&stat) {
+                match fs::openat(directory, &name[..], directory_flags(), Mode::empty()) {
+                    Ok(child) => walk_all(&child, path, sum)?,
+                    Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(failed("open directory", path, errno)),
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A name in a directory, and how it sorts.
+struct Item {
+    sort: Vec<u8>,
+    name: Vec<u8>,
+    what: What,
+}
+
+enum What {
+    Deleted,
+    Present(Stat),
+    /// Compare: in both trees, unchanged unless something below is.
+    Same(Stat),
+}
+
+impl Item {
+    fn deleted(name: Vec<u8>) -> Self {
+        Self {
+            sort: [WHITEOUT_PREFIX, &name].concat(),
+            name,
+            what: What::Deleted,
+        }
+    }
+
+    fn present(name: Vec<u8>, stat: Stat) -> Self {
+        Self {
+            sort: name.clone(),
+            name,
+            what: What::Present(stat),
+        }
+    }
+}
+
+/// A file whose name is a whiteout's cannot be told in a layer.
+fn cannot_be_named(path: &[u8], name: &[u8]) -> bool {
+    let reserved = name.starts_with(WHITEOUT_PREFIX);
+    if reserved {
+        tracing::warn!(
+            directory = show(path),
+            name = show(name),
+            "name is reserved for whiteouts: left out"
+        );
+    }
+    reserved
+}
+
+fn native(
+    directory: &OwnedFd,
+    path: &mut Vec<u8>,
+    format: WhiteoutFormat,
+    visitor: &mut dyn Visitor,
+) -> Result<()> {
+    let mut items = Vec::new();
+    for name in names(directory).map_err(|e| failed("read directory", path, e))? {
+        if cannot_be_named(path, &name) {
+            continue;
+        }
+        let stat = stat_at(directory, &name).map_err(|e| failed("stat", &name, e))?;
+        let deleted = format != WhiteoutFormat::Delete && is_whiteout_device(&stat);
+        items.push(if deleted {
+            Item::deleted(name)
+        } else {
+            Item::present(name, stat)
+        });
+    }
+    items.sort_unstable_by(|a, b| a.sort.cmp(&b.sort));
+    for item in items {
+        let What::Present(stat) = &item.what else {
+            below(path, &item.sort, |path| visitor.change(Change::Marker { path }))?;
+            continue;
+        };
+        below(path, &item.name, |path| {
+            visitor.change(Change::Present {
+                path,
+                parent: directory.as_fd(),
+                name: &item.name,
+                stat,
+            })?;
+            if !is_directory(stat) {
+                return Ok(());
+            }
+            let child = open_child(directory, &item.name, path)?;
+            if is_opaque(&child, format).map_err(|e| failed("read attributes of", path, e))? {
+                below(path, OPAQUE_NAME, |path| visitor.change(Change::Marker { path }))?;
+            }
+            native(&child, path, format, visitor)
+        })?;
+    }
+    Ok(())
+}
+
+/// Two trees side by side.
+struct Compare<'v> {
+    visitor: &'v mut dyn Visitor,
+    /// Unchanged directories above the current place that were not visited yet; they are when something below is.
+    pending: Vec<Pending>,
+}
+
+struct Pending {
+    path: Vec<u8>,
+    parent: Rc<OwnedFd>,
+    name: Vec<u8>,
+    stat: Stat,
+}
+
+impl Compare<'_> {
+    fn directory(&mut self, new: &Rc<OwnedFd>, old: Option<&Rc<OwnedFd>>, path: &mut Vec<u8>) -> Result<()> {
+        for item in items(new, old, path)? {
+            match &item.what {
+                What::Deleted => {
+                    self.flush()?;
+                    below(path, &item.sort, |path| {
+                        self.visitor.change(Change::Marker { path })
+                    })?;
+                }
+                What::Present(stat) | What::Same(stat) => {
+                    let same = matches!(item.what, What::Same(_));
+                    below(path, &item.name, |path| {
+                        self.present(new, old, path, &item.name, stat, same)
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn present(
+        &mut self,
+        new: &Rc<OwnedFd>,
+        old: Option<&Rc<OwnedFd>>,
+        path: &mut Vec<u8>,
+        name: &[u8],
+        stat: &Stat,
+        same: bool,
+    ) -> Result<()> {
+        if !same {
+            self.flush()?;
+            self.visitor.change(Change::Present {
+                path,
+                parent: new.as_fd(),
+                name,
+                stat,
+            })?;
+        }
+        if !is_directory(stat) {
+            return Ok(());
+        }
+        let depth = self.pending.len();
+        if same {
+            self.pending.push(Pending {
+                path: path.clone(),
+                parent: Rc::clone(new),
+                name: name.to_vec(),
+                stat: *stat,
+            });
+        }
+        let child = Rc::new(open_child(new, name, path)?);
+        let old_child = match old.map(|old| fs::openat(old, name, directory_flags(), Mode::empty())) {
+            None | Some(Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO)) => None,
+            Some(Ok(fd)) => Some(Rc::new(fd)),
+            Some(Err(errno)) => return Err(failed("open directory", path, errno)),
+        };
+        self.directory(&child, old_child.as_ref(), path)?;
+        self.pending.truncate(depth);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        for above in self.pending.drain(..) {
+            self.visitor.change(Change::Present {
+                path: &above.path,
+                parent: above.parent.as_fd(),
+                name: &above.name,
+                stat: &above.stat,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The union of two directories, sorted, with what is of interest: changed names and directories to look into.
+fn items(new: &OwnedFd, old: Option<&Rc<OwnedFd>>, path: &[u8]) -> Result<Vec<Item>> {
+    let listed = |fd: &OwnedFd| names(fd).map_err(|e| failed("read directory", path, e));
+    let mut gone: HashSet<Vec<u8>> = match old {
+        Some(old) => listed(old)?.into_iter().collect(),
+        None => HashSet::new(),
+    };
+    let mut items = Vec::new();
+    for name in listed(new)? {
+        let known = gone.remove(&name);
+        if cannot_be_named(path, &name) {
+            continue;
+        }
+        let stat = stat_at(new, &name).map_err(|e| failed("stat", &name, e))?;
+        let same = match old {
+            Some(old) if known => is_same(new, old, &name, &stat).map_err(|e| failed("compare", &name, e))?,
+            _ => false,
+        };
+        match (same, is_directory(&stat)) {
+            (true, false) => {}
+            (true, true) => items.push(Item {
+                sort: name.clone(),
+                name,
+                what: What::Same(stat),
+            }),
+            (false, _) => items.push(Item::present(name, stat)),
+        }
+    }
+    items.extend(
+        gone.into_iter()
+            .filter(|name| !cannot_be_named(path, name))
+            .map(Item::deleted),
+    );
+    items.sort_unstable_by(|a, b| a.sort.cmp(&b.sort));
+    Ok(items)
+}
+
+/// Whether a name stands for the same thing in both trees. Contents are taken as equal when size and time of change
+/// are; a directory's size and time say nothing about itself.
+fn is_same(new: &OwnedFd, old: &OwnedFd, name: &[u8], stat: &Stat) -> Result<bool, Errno> {
+    let before = stat_at(old, name)?;
+    if (stat.st_dev, stat.st_ino) == (before.st_dev, before.st_ino) {
+        return Ok(true);
+    }
+    if (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev)
+        != (before.st_mode, before.st_uid, before.st_gid, before.st_rdev)
+    {
+        return Ok(false);
+    }
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let stamp = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec, stat.st_size);
+    if kind != FileType::Directory && stamp(stat) != stamp(&before) {
+        return Ok(false);
+    }
+    if kind == FileType::Symlink
+        && fs::readlinkat(new, name, Vec::new())? != fs::readlinkat(old, name, Vec::new())?
+    {
+        return Ok(false);
+    }
+    Ok(xattrs::read(Place::Name(new.as_fd(), name))? == xattrs::read(Place::Name(old.as_fd(), name))?)
+}
