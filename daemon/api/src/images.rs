@@ -1,0 +1,264 @@
+//! `/images`.
+
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use base64::Engine as _;
+use base64::engine::general_purpose::GeneralPurposeConfig;
+use base64::engine::{DecodePaddingMode, GeneralPurpose};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+use skiff_core::images::{Progress, PullRequest, Removal};
+use skiff_core::{Credentials, Error, Result};
+use tokio::sync::mpsc;
+
+use crate::answer::{self, JSON};
+use crate::error::{Answer, ApiError};
+use crate::extract::{ApiVersion, Gone, Params};
+use crate::system::AuthConfig;
+use crate::{App, progress, wire};
+
+/// How many progress messages may wait for a slow client.
+const PROGRESS_BACKLOG: usize = 64;
+
+/// `docker images`.
+pub(crate) async fn list(State(app): State<App>, params: Params, version: ApiVersion) -> Answer {
+    let images = app.engine.images.list(params.flag("all"), &params.filters()?)?;
+    let summaries: Vec<_> = images.iter().map(|image| wire::image::Summary::new(image, version)).collect();
+    Ok(answer::ok(&summaries))
+}
+
+/// `docker image inspect`.
+pub(crate) async fn inspect(State(app): State<App>, Path(name): Path<String>, version: ApiVersion) -> Answer {
+    let image = app.engine.images.find(&name)?;
+    Ok(answer::ok(&wire::image::Inspect::new(&image, &app.engine.facts.storage_driver, version)))
+}
+
+/// `docker history`.
+pub(crate) async fn history(State(app): State<App>, Path(name): Path<String>) -> Answer {
+    let entries = app.engine.images.history(&name)?;
+    Ok(answer::ok(&entries.iter().map(wire::image::History::new).collect::<Vec<_>>()))
+}
+
+/// `docker tag`.
+pub(crate) async fn tag(State(app): State<App>, Path(name): Path<String>, params: Params) -> Answer {
+    app.engine.images.tag(&name, params.text("repo"), params.text("tag"))?;
+    Ok(StatusCode::CREATED.into_response())
+}
+
+/// `docker rmi`.
+pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>, params: Params) -> Answer {
+    let removals = app.engine.images.remove(&name, params.flag("force"), params.flag("noprune")).await?;
+    let lines: Vec<_> = removals
+        .iter()
+        .map(|removal| match removal {
+            Removal::Untagged(reference) => json!({"Untagged": reference}),
+            Removal::Deleted(id) => json!({"Deleted": id}),
+        })
+        .collect();
+    Ok(answer::ok(&lines))
+}
+
+/// `docker pull`. Until the first message an error has a status of its own; after it, it is a line of the stream.
+pub(crate) async fn create(
+    State(app): State<App>,
+    params: Params,
+    headers: HeaderMap,
+    Gone(gone): Gone,
+) -> Answer {
+    if !params.text("fromSrc").is_empty() {
+        return Err(Error::not_implemented("POST /images/create with fromSrc is not supported by skiff yet").into());
+    }
+    let request = PullRequest {
+        reference: pull_reference(params.text("fromImage"), params.text("tag"))?,
+        platform: params.optional("platform"),
+        credentials: registry_auth(&headers),
+    };
+    let (sender, progress) = mpsc::channel(PROGRESS_BACKLOG);
+    let images = app.engine.images.clone();
+    let mut pull = Pull { work: Some(Box::pin(async move { images.pull(request, sender).await })), progress };
+    let first = tokio::select! {
+        first = pull.next() => first,
+        // Nobody reads the answer, but dropping the pull ends it.
+        () = gone.cancelled() => return Err(Error::unavailable("the client has left").into()),
+    };
+    let first = match first {
+        Some(Step::Progress(message)) => Some(progress::line(&message)),
+        Some(Step::Failed(error)) => return Err(error.into()),
+        None => None,
+    };
+    let lines = stream::iter(first).chain(pull.lines()).take_until(Box::pin(gone.cancelled_owned()));
+    Ok(answer::stream(JSON, lines))
+}
+
+/// A pull that makes progress while its messages are read.
+struct Pull {
+    work: Option<BoxFuture<'static, Result<()>>>,
+    progress: mpsc::Receiver<Progress>,
+}
+
+/// What comes out of a pull.
+#[derive(Debug)]
+enum Step {
+    Progress(Progress),
+    Failed(Error),
+}
+
+impl Pull {
+    /// The next message, or the error that ended the pull after all its messages.
+    async fn next(&mut self) -> Option<Step> {
+        let Some(work) = &mut self.work else { return self.progress.recv().await.map(Step::Progress) };
+        let result = tokio::select! {
+            biased;
+            Some(message) = self.progress.recv() => return Some(Step::Progress(message)),
+            result = work => result,
+        };
+        self.work = None;
+        // What was sent before the end is still to be shown, an error after it.
+        let Err(error) = result else { return self.progress.recv().await.map(Step::Progress) };
+        match self.progress.try_recv() {
+            Ok(message) => {
+                self.work = Some(Box::pin(std::future::ready(Err(error))));
+                Some(Step::Progress(message))
+            }
+            Err(_) => Some(Step::Failed(error)),
+        }
+    }
+
+    fn lines(self) -> impl Stream<Item = Bytes> + Send {
+        stream::unfold(Some(self), |pull| async move {
+            let mut pull = pull?;
+            match pull.next().await? {
+                Step::Progress(message) => Some((progress::line(&message), Some(pull))),
+                Step::Failed(error) => {
+                    tracing::warn!(%error, "pull failed");
+                    Some((progress::error_line(&error), None))
+                }
+            }
+        })
+    }
+}
+
+/// Puts `fromImage` and `tag` (a tag or a digest) together as the user typed them.
+fn pull_reference(image: &str, tag: &str) -> Result<String, ApiError> {
+    let image = image.strip_suffix(':').unwrap_or(image);
+    if image.is_empty() {
+        return Err(ApiError::invalid("invalid reference format"));
+    }
+    Ok(match tag {
+        "" => image.to_owned(),
+        digest if digest.contains(':') => format!("{image}@{digest}"),
+        tag => format!("{image}:{tag}"),
+    })
+}
+
+/// The credentials in `X-Registry-Auth`. A header that makes no sense counts as absent, as in Docker.
+fn registry_auth(headers: &HeaderMap) -> Option<Credentials> {
+    let value = headers.get("x-registry-auth")?.as_bytes();
+    // Clients use either alphabet, with and without padding.
+    let value: Vec<u8> = value
+        .iter()
+        .map(|&b| match b {
+            b'+' => b'-',
+            b'/' => b'_',
+            other => other,
+        })
+        .collect();
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let json = GeneralPurpose::new(&base64::alphabet::URL_SAFE, config).decode(value).ok()?;
+    serde_json::from_slice::<AuthConfig>(&json).ok()?.credentials()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_put_together_as_typed() {
+        for (image, tag, expected) in [
+            ("busybox", "", "busybox"),
+            ("busybox", "latest", "busybox:latest"),
+            ("busybox:", "", "busybox"),
+            ("localhost:5000/a/b", "1", "localhost:5000/a/b:1"),
+            ("busybox", "sha256:00", "busybox@sha256:00"),
+        ] {
+            assert_eq!(pull_reference(image, tag).unwrap(), expected);
+        }
+        assert!(pull_reference("", "latest").is_err());
+    }
+
+    #[test]
+    fn registry_auth_in_every_encoding() {
+        let auth = |value: &str| {
+            registry_auth(&HeaderMap::from_iter([(
+                http::HeaderName::from_static("x-registry-auth"),
+                http::HeaderValue::from_str(value).unwrap(),
+            )]))
+        };
+        let json = br#"{"username":"u?~","password":"p>>","serveraddress":"r"}"#;
+        for encoded in [
+            base64::engine::general_purpose::URL_SAFE.encode(json),
+            base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json),
+            base64::engine::general_purpose::STANDARD.encode(json),
+        ] {
+            let credentials = auth(&encoded).unwrap();
+            assert_eq!((credentials.username.as_str(), credentials.password.as_str()), ("u?~", "p>>"));
+        }
+        let token = base64::engine::general_purpose::URL_SAFE.encode(r#"{"identitytoken":"t"}"#);
+        assert_eq!(auth(&token).unwrap().identity_token.as_deref(), Some("t"));
+        assert!(auth("e30=").is_none(), "the CLI sends an empty object when nobody is logged in");
+        assert!(auth("garbage!").is_none());
+        assert!(registry_auth(&HeaderMap::new()).is_none());
+    }
+
+    fn status(text: &str) -> Progress {
+        Progress::Status { status: text.into(), id: None }
+    }
+
+    #[tokio::test]
+    async fn an_error_before_the_first_message_stands_alone() {
+        let (sender, progress) = mpsc::channel(4);
+        let work = async move {
+            drop(sender);
+            Err(Error::not_found("manifest unknown"))
+        };
+        let mut pull = Pull { work: Some(Box::pin(work)), progress };
+        assert!(matches!(pull.next().await, Some(Step::Failed(e)) if e.to_string() == "manifest unknown"));
+    }
+
+    #[tokio::test]
+    async fn messages_come_before_the_error_that_ends_them() {
+        let (sender, progress) = mpsc::channel(4);
+        let work = async move {
+            sender.send(status("one")).await.unwrap();
+            sender.send(status("two")).await.unwrap();
+            Err(Error::system("cut"))
+        };
+        let pull = Pull { work: Some(Box::pin(work)), progress };
+        let lines: Vec<_> = pull.lines().collect().await;
+        let lines: Vec<_> = lines.iter().map(|line| std::str::from_utf8(line).unwrap()).collect();
+        assert_eq!(
+            lines,
+            [
+                "{\"status\":\"one\"}\r\n",
+                "{\"status\":\"two\"}\r\n",
+                "{\"errorDetail\":{\"message\":\"cut\"},\"error\":\"cut\"}\r\n"
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_good_pull_ends_after_its_last_message() {
+        let (sender, progress) = mpsc::channel(1);
+        let work = async move {
+            for n in 0..10 {
+                sender.send(status(&n.to_string())).await.unwrap();
+            }
+            Ok(())
+        };
+        let pull = Pull { work: Some(Box::pin(work)), progress };
+        assert_eq!(pull.lines().count().await, 10);
+    }
+}
