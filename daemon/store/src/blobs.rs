@@ -56,10 +56,11 @@ impl Store {
         if present()? {
             return Ok(());
         }
-        let mut ingest = self.ingest_after_others(digest, bytes.len() as u64)?;
+        let mut ingest = self.ingest(digest, bytes.len() as u64)?;
         // Whoever wrote it while we waited may have finished.
         if present()? {
-            return ingest.abandon();
+            ingest.discard();
+            return Ok(());
         }
         ingest.restart()?;
         ingest.write(bytes)?;

@@ -109,6 +109,25 @@ impl From<drivers::Error> for Error {
     }
 }
 
+impl From<skiff_archive::Error> for Error {
+    fn from(error: skiff_archive::Error) -> Self {
+        use skiff_archive::ErrorKind as K;
+        let kind = match error.kind() {
+            K::Corrupt | K::Escape => ErrorKind::Corrupt,
+            K::IdRange => ErrorKind::IdRange,
+            K::NoSpace => ErrorKind::NoSpace,
+            K::Unsupported => ErrorKind::Unsupported,
+            // `Source` is the stream's failure (a cut download, a disk that cannot be read), `Io` the target's.
+            _ => ErrorKind::Io,
+        };
+        Self {
+            kind,
+            message: error.to_string(),
+            source: Some(Box::new(error)),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;

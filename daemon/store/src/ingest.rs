@@ -25,26 +25,42 @@ pub struct Ingest {
     path: PathBuf,
     file: Arc<File>,
     flow: Arc<Flow>,
-    hasher: Hasher,
+    /// `None` when the caller verifies.
+    hasher: Option<Hasher>,
     written: u64,
     discard: bool,
 }
 
 impl Store {
-    /// Starts (or resumes: see [`Ingest::offset`]) writing a blob of `size` bytes.
+    /// Starts (or resumes: see [`Ingest::offset`]) writing a blob of `size` bytes, which [`Ingest::commit`] verifies.
+    /// There is one writer a blob: waits until others have finished, after which the blob may be there already.
     ///
     /// # Errors
-    /// `Conflict` when somebody else writes it; `NoSpace`; `Io`.
+    /// `NoSpace`; `Io`.
     pub fn ingest(&self, digest: &Digest, size: u64) -> Result<Ingest> {
-        self.ingest_claimed(Claim::take(self, *digest)?, digest, size)
+        let mut hasher = Hasher::new();
+        let mut ingest = self.ingest_verified(digest, size, |bytes| hasher.update(bytes))?;
+        ingest.hasher = Some(hasher);
+        Ok(ingest)
     }
 
-    /// As [`Store::ingest`], but waits for another writer of the same blob to finish.
-    pub(crate) fn ingest_after_others(&self, digest: &Digest, size: u64) -> Result<Ingest> {
-        self.ingest_claimed(Claim::wait(self, *digest), digest, size)
+    /// As [`Store::ingest`], but the caller verifies: it is shown what an earlier try left, hashes that and what it
+    /// writes itself, and calls [`Ingest::commit`] only when the digest is right, else [`Ingest::discard`].
+    /// Saves hashing twice where the source already does it.
+    ///
+    /// # Errors
+    /// `NoSpace`; `Io`.
+    pub fn ingest_verified(&self, digest: &Digest, size: u64, replay: impl FnMut(&[u8])) -> Result<Ingest> {
+        self.ingest_claimed(Claim::wait(self, *digest), digest, size, replay)
     }
 
-    fn ingest_claimed(&self, claim: Claim<'_>, digest: &Digest, size: u64) -> Result<Ingest> {
+    fn ingest_claimed(
+        &self,
+        claim: Claim<'_>,
+        digest: &Digest,
+        size: u64,
+        replay: impl FnMut(&[u8]),
+    ) -> Result<Ingest> {
         let path = self.partial_path(digest);
         let mut file = OpenOptions::new()
             .create(true)
@@ -53,8 +69,8 @@ impl Store {
             .write(true)
             .open(&path)
             .map_err(|e| Error::io(format!("open {}", path.display()), e))?;
-        let (hasher, written) =
-            resume(&mut file, size).map_err(|e| Error::io(format!("resume {}", path.display()), e))?;
+        let written = resume(&mut file, size, replay)
+            .map_err(|e| Error::io(format!("resume {}", path.display()), e))?;
         let flow = Arc::new(Flow::default());
         flow.grown(written);
         claim.keep();
@@ -65,7 +81,7 @@ impl Store {
             path,
             file: Arc::new(file),
             flow,
-            hasher,
+            hasher: None,
             written,
             discard: false,
         })
@@ -104,12 +120,12 @@ impl Ingest {
     ///
     /// # Errors
     /// `Io`.
-    pub fn restart(&mut self) -> Result<()> {
+    pub(crate) fn restart(&mut self) -> Result<()> {
         self.file
             .set_len(0)
             .and_then(|()| (&*self.file).seek(SeekFrom::Start(0)))
             .map_err(|e| Error::io(format!("truncate {}", self.path.display()), e))?;
-        self.hasher = Hasher::new();
+        self.hasher = self.hasher.as_ref().map(|_| Hasher::new());
         self.written = 0;
         self.flow.grown(0);
         Ok(())
@@ -128,7 +144,9 @@ impl Ingest {
                 self.digest, self.size
             )));
         }
-        self.hasher.update(bytes);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
         if let Err(error) = (&*self.file).write_all(bytes) {
             let error = Error::io(format!("write {}", self.path.display()), error);
             // On a full disk a partial blob would only keep it full.
@@ -140,10 +158,9 @@ impl Ingest {
         Ok(())
     }
 
-    /// Drops the partial file: the blob turned out to be there.
-    pub(crate) fn abandon(mut self) -> Result<()> {
+    /// Gives up and removes what was written, because it is wrong or not needed any more.
+    pub fn discard(mut self) {
         self.discard = true;
-        Ok(())
     }
 
     /// Verifies the blob and gives it its name.
@@ -165,8 +182,9 @@ impl Ingest {
                 self.digest, self.written, self.size
             )));
         }
-        let actual = self.hasher.clone().finish();
-        if actual != self.digest {
+        if let Some(actual) = self.hasher.take().map(Hasher::finish)
+            && actual != self.digest
+        {
             self.discard = true;
             return Err(Error::corrupt(format!(
                 "blob {} has the digest {actual}",
@@ -206,19 +224,6 @@ struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    fn take(store: &'a Store, digest: Digest) -> Result<Self> {
-        if !store.holdings().ingesting.insert(digest) {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!("blob {digest} is already being written"),
-            ));
-        }
-        Ok(Self {
-            store,
-            digest: Some(digest),
-        })
-    }
-
     fn wait(store: &'a Store, digest: Digest) -> Self {
         let mut holdings = store.holdings();
         while !holdings.ingesting.insert(digest) {
@@ -249,24 +254,24 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// Hashes what an earlier try left; a file that is too long is started afresh. Leaves the file's offset at its end.
-fn resume(file: &mut File, size: u64) -> std::io::Result<(Hasher, u64)> {
-    let mut hasher = Hasher::new();
+/// Shows `replay` what an earlier try left and returns how much that is; a file that is too long is started afresh.
+/// Leaves the file's offset at its end.
+fn resume(file: &mut File, size: u64, mut replay: impl FnMut(&[u8])) -> std::io::Result<u64> {
     let length = file.metadata()?.len();
     if length > size {
         file.set_len(0)?;
-        return Ok((hasher, 0));
+        return Ok(0);
     }
     let mut buffer = vec![0; if length == 0 { 0 } else { 1 << 20 }];
-    let mut hashed = 0;
-    while hashed < length {
+    let mut done = 0;
+    while done < length {
         let count = file.read(&mut buffer)?;
         if count == 0 {
             break;
         }
-        hasher.update(&buffer[..count]);
-        hashed += count as u64;
+        replay(&buffer[..count]);
+        done += count as u64;
     }
-    file.seek(SeekFrom::Start(hashed))?;
-    Ok((hasher, hashed))
+    file.seek(SeekFrom::Start(done))?;
+    Ok(done)
 }

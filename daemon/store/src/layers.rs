@@ -196,7 +196,7 @@ impl Store {
         open: impl FnOnce() -> Result<R>,
     ) -> Result<Applied> {
         let target = self.inner.driver.apply_target(active)?;
-        let applied = skiff_archive::apply(open()?, &target, &self.inner.apply).map_err(unpack_failed)?;
+        let applied = skiff_archive::apply(open()?, &target, &self.inner.apply)?;
         self.inner.steps.after("layer unpacked");
         if applied.diff_id != layer.diff_id.to_string() {
             return Err(
@@ -350,8 +350,4 @@ fn remove_record(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn unpack_failed(error: skiff_archive::Error) -> Error {
-    Error::corrupt("unpack").caused_by(error)
 }
