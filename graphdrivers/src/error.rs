@@ -39,7 +39,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// A malformed argument.
@@ -56,7 +60,18 @@ impl Error {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
             _ => ErrorKind::Io,
         };
-        Self { kind, message: operation.into(), source: Some(Box::new(source)) }
+        Self {
+            kind,
+            message: operation.into(),
+            source: Some(Box::new(source)),
+        }
+    }
+
+    /// The same error with the one that caused it; it is printed behind the message.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
     }
 
     /// What went wrong.

@@ -10,12 +10,24 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use skiff_archive::{ApplyTarget, WhiteoutFormat};
+use skiff_archive::{DiffTree, DiskUsage};
 
+mod backing;
 mod error;
+mod mounter;
+mod overlay2;
+mod select;
+mod snapshots;
+mod vfs;
+
 pub use error::{Error, ErrorKind, Result};
+pub use mounter::Mounter;
+pub use overlay2::Overlay2;
+pub use select::{Selected, select};
+pub use vfs::Vfs;
 
 /// A storage driver. Methods may block on the disk: call them from a thread that may.
 pub trait GraphDriver: Send + Sync + fmt::Debug {
@@ -66,7 +78,31 @@ pub trait GraphDriver: Send + Sync + fmt::Debug {
     fn diff_source(&self, snapshot: SnapshotRef<'_>) -> Result<DiffSource>;
 
     /// Frees the trash and everything that is not in `live` (parents of live snapshots are live).
+    ///
+    /// Snapshots that are being prepared during the call stay; one that was finished after `live` was computed does
+    /// not: the caller keeps `prepare` out meanwhile.
     fn cleanup(&self, live: &HashSet<SnapshotKey>) -> Result<CleanupReport>;
+
+    /// Frees the trash only; gives the bytes.
+    fn purge(&self) -> Result<u64> {
+        Ok(0)
+    }
+
+    /// Makes everything written so far survive a power failure (syncfs(2)). Nothing else does: a kill of the daemon
+    /// needs nothing, and one call before an image is made known is far cheaper than one at each `commit`.
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Rows of `GraphDriver.Data` in a container's `inspect`, in Docker's words.
+    fn inspect(&self, _key: &ActiveId) -> Result<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+
+    /// Where the driver would like an active snapshot to be mounted; `None` leaves it to the caller.
+    fn mount_point(&self, _key: &ActiveId) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
 }
 
 /// Key of an active snapshot: letters, digits, `.`, `_`, `-`; not empty, at most 128 bytes, not beginning with a dot.
@@ -188,6 +224,38 @@ pub enum DiffSource {
     },
 }
 
+impl DiffSource {
+    /// The same for [`skiff_archive::diff`].
+    pub fn tree(&self) -> DiffTree<'_> {
+        match self {
+            Self::Native { directory, whiteouts } => DiffTree::Native {
+                directory,
+                whiteouts: *whiteouts,
+            },
+            Self::Compare { directory, parent } => DiffTree::Compare {
+                directory,
+                parent: parent.as_deref(),
+            },
+        }
+    }
+}
+
+impl From<DiskUsage> for Usage {
+    fn from(usage: DiskUsage) -> Self {
+        Self {
+            size: usage.bytes,
+            inodes: usage.inodes,
+        }
+    }
+}
+
+/// Writes the file system that holds `root` to the disk.
+pub(crate) fn sync_file_system(root: &Path) -> Result<()> {
+    let failed = |error| Error::io(format!("syncfs {}", root.display()), error);
+    let directory = std::fs::File::open(root).map_err(failed)?;
+    rustix::fs::syncfs(&directory).map_err(|errno| failed(errno.into()))
+}
+
 /// What a clean-up did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CleanupReport {
@@ -204,8 +272,14 @@ impl ActiveId {
         let ok = !text.is_empty()
             && text.len() <= 128
             && !text.starts_with('.')
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-        if ok { Ok(Self(text)) } else { Err(Error::invalid(format!("bad snapshot key {text:?}"))) }
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if ok {
+            Ok(Self(text))
+        } else {
+            Err(Error::invalid(format!("bad snapshot key {text:?}")))
+        }
     }
 
     /// The key's text.
@@ -219,9 +293,16 @@ impl LayerId {
     pub fn new(text: impl Into<String>) -> Result<Self> {
         let text = text.into();
         let ok = text.strip_prefix("sha256:").is_some_and(|hex| {
-            hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            hex.len() == 64
+                && hex
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         });
-        if ok { Ok(Self(text)) } else { Err(Error::invalid(format!("bad layer id {text:?}"))) }
+        if ok {
+            Ok(Self(text))
+        } else {
+            Err(Error::invalid(format!("bad layer id {text:?}")))
+        }
     }
 
     /// The chain id, `sha256:…`.

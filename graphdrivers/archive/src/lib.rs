@@ -17,6 +17,7 @@ use std::thread;
 
 use ring::digest::{Context, SHA256};
 
+mod copy;
 mod decode;
 mod differ;
 mod entry;
@@ -35,6 +36,7 @@ mod whiteout;
 mod writer;
 mod xattrs;
 
+pub use copy::{Copied, copy_tree};
 pub use differ::{DiffTree, Diffed, diff};
 pub use error::{Error, ErrorKind, Result};
 pub use remove::remove_tree;

@@ -134,7 +134,11 @@ fn open_child(parent: impl AsFd, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
 }
 
 /// Puts `name` behind `path` while `work` runs.
-fn below<T>(path: &mut Vec<u8>, name: &[u8], work: impl FnOnce(&mut Vec<u8>) -> Result<T>) -> Result<T> {
+pub(crate) fn below<T>(
+    path: &mut Vec<u8>,
+    name: &[u8],
+    work: impl FnOnce(&mut Vec<u8>) -> Result<T>,
+) -> Result<T> {
     let length = path.len();
     if length > 0 {
         path.push(b'/');
