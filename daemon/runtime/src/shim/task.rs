@@ -1,0 +1,401 @@
+//! The shim's task: from its creation to its end.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags};
+use rustix::pipe::PipeFlags;
+use skiff_core::runtime::{TaskExit, TerminalSize};
+use skiff_sys::identity::ProcessIdentity;
+use skiff_sys::process::{Fork, exit_now, fork_single_threaded};
+
+use super::connection::Awaits;
+use super::creator::{self, Outcome};
+use super::poll::{self, Flags};
+use super::server::Shim;
+use super::streams::{self, ContainerEnds};
+use super::{embedded, external, listen};
+use crate::logs::writer::LogWriter;
+use crate::paths;
+use crate::protocol::{CreateRequest, Failure, FailureKind, Phase, Response};
+
+/// How long the end is held back for output that a slow client keeps from being read; Docker waits as long.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the shim knows of its task.
+#[derive(Default)]
+pub(super) struct Task {
+    id: String,
+    /// Program of an external runtime.
+    runtime: Option<PathBuf>,
+    args: Vec<String>,
+    pub(super) tty: bool,
+    pub(super) open_stdin: bool,
+    pub(super) stdin_once: bool,
+    size: Option<TerminalSize>,
+    /// The creation under way.
+    creating: Option<Creating>,
+    /// The first process, from its creation on.
+    pub(super) pid: Option<u32>,
+    started: bool,
+    /// How the first process ended; not yet told to anyone.
+    ended: Option<TaskExit>,
+    /// The same, once it is on disk.
+    exit: Option<TaskExit>,
+    /// Children that ended before we knew which of them is the task.
+    early: Vec<(u32, i32)>,
+}
+
+/// A creation under way.
+struct Creating {
+    report: File,
+    received: Vec<u8>,
+    /// The connection that asked for it.
+    requester: u64,
+    /// Where the runtime connects to hand over the terminal.
+    console: Option<OwnedFd>,
+}
+
+impl Shim {
+    /// Begins the creation; the answer comes when the creator has reported.
+    pub(super) fn create(&mut self, requester: u64, request: CreateRequest) -> Result<(), Failure> {
+        if self.task.creating.is_some() || self.task.pid.is_some() {
+            return Err(Failure::conflict("the container has been created already"));
+        }
+        let launch = &request.launch;
+        let process = &launch.process;
+        self.log = LogWriter::open(&launch.log).map_err(|error| Failure::system(format!("opening the container's log: {error}")))?;
+        self.task = Task {
+            id: launch.id.clone(),
+            runtime: request.runtime.clone(),
+            args: process.args.clone(),
+            tty: process.tty,
+            open_stdin: process.open_stdin,
+            stdin_once: process.stdin_once,
+            size: process.console_size,
+            ..Task::default()
+        };
+        let failed = |what: &'static str| move |error: io::Error| Failure::system(format!("{what}: {error}"));
+        let (mut ends, mut console) = (None, None);
+        if process.tty {
+            console = Some(listen(paths::CONSOLE).map_err(failed("console socket"))?);
+        } else {
+            ends = Some(self.make_pipes(process.open_stdin).map_err(failed("pipes"))?);
+        }
+        let report = self.fork_creator(&request, ends).map_err(failed("starting the creator"))?;
+        self.poll.add(&report, poll::CREATOR, Flags::IN).map_err(failed("epoll"))?;
+        self.task.creating = Some(Creating { report, received: Vec::new(), requester, console });
+        // Only now: a container in the host's network is made by a creator that never left it.
+        if let Some(path) = &request.keeper_netns {
+            enter_network(path).map_err(failed("entering the keeper's network namespace"))?;
+        }
+        Ok(())
+    }
+
+    fn make_pipes(&mut self, with_stdin: bool) -> io::Result<ContainerEnds> {
+        let (ends, sources, sink) = streams::pipes(with_stdin)?;
+        for (source, token) in sources.iter().zip(poll::SOURCES) {
+            self.poll.add(&source.fd, token, Flags::IN)?;
+        }
+        self.sources = sources.map(Some);
+        self.stdin = sink;
+        Ok(ends)
+    }
+
+    fn fork_creator(&self, request: &CreateRequest, ends: Option<ContainerEnds>) -> io::Result<File> {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        match fork_single_threaded()? {
+            Fork::Parent(_) => Ok(File::from(read)),
+            Fork::Child => {
+                let folder = self.folder.clone();
+                let work = || creator::run(&folder, request, ends, write);
+                // A panic must not run the parent's loop in the child.
+                let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                exit_now(i32::from(done.is_err()))
+            }
+        }
+    }
+
+    /// Reads the creator's report.
+    pub(super) fn read_creator(&mut self) {
+        let Some(creating) = &mut self.task.creating else { return };
+        match creating.report.read_to_end(&mut creating.received) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
+            _ => {}
+        }
+        let Some(creating) = self.task.creating.take() else { return };
+        self.poll.remove(&creating.report);
+        let result = match serde_json::from_slice(&creating.received) {
+            Ok(Outcome::Created { pid }) => self.created(pid, creating.console),
+            Ok(Outcome::Failed(failure)) => Err(failure),
+            Err(_) => Err(Failure::system("the process that creates the container died; see shim.log in the container's run-time folder")),
+        };
+        // What the creator made must not outlive us.
+        skiff_sys::heap::trim();
+        let response = match result {
+            Ok(pid) => Response::Created { pid },
+            Err(failure) => {
+                self.abandon();
+                Response::Failed(failure)
+            }
+        };
+        match self.connections.get_mut(&creating.requester) {
+            Some(connection) => {
+                connection.respond(&response);
+                self.rearm(creating.requester);
+            }
+            // Who asked has gone, and nobody else knows of this container.
+            None => self.abandon(),
+        }
+    }
+
+    fn created(&mut self, pid: u32, console: Option<OwnedFd>) -> Result<u32, Failure> {
+        self.task.pid = Some(pid);
+        if let Some(index) = self.task.early.iter().position(|(early, _)| *early == pid) {
+            let (_, code) = self.task.early.remove(index);
+            self.first_process_ended(code);
+        }
+        self.task.early = Vec::new();
+        if let Some(console) = console {
+            self.take_terminal(&console).map_err(|error| Failure::system(format!("receiving the terminal: {error}")))?;
+        }
+        let _ = std::fs::remove_file(paths::CONSOLE);
+        // For the next daemon, should this shim be killed: which process to end. (It may have ended already.)
+        if let Ok(identity) = ProcessIdentity::of(pid) {
+            paths::replace(&self.folder, paths::TASK_PID, identity.to_string().as_bytes())
+                .map_err(|error| Failure::system(format!("{}: {error}", paths::TASK_PID)))?;
+        }
+        Ok(pid)
+    }
+
+    fn take_terminal(&mut self, console: &OwnedFd) -> io::Result<()> {
+        let socket = rustix::net::accept_with(console, SocketFlags::CLOEXEC)?;
+        let master = receive_descriptor(&socket)?;
+        if let Some(size) = self.task.size {
+            streams::resize(&master, size)?;
+        }
+        let (source, sink) = streams::terminal(master, self.task.open_stdin)?;
+        self.poll.add(&source.fd, poll::SOURCES[0], Flags::IN)?;
+        self.sources = [Some(source), None];
+        self.stdin = sink;
+        Ok(())
+    }
+
+    /// Undoes a creation: kills what there is, ends the shim.
+    fn abandon(&mut self) {
+        if self.task.exit.is_none()
+            && let Some(pid) = self.task.pid
+        {
+            let _ = kill(pid, nix::libc::SIGKILL);
+            // It is our child and has just been killed: this wait is short.
+            let _ = waitpid(raw(pid), None);
+        }
+        self.clean_up();
+        self.finished = true;
+    }
+
+    /// The client that asked for the creation has gone before it was told the outcome, or has never asked.
+    pub(super) fn requester_left(&mut self, _token: u64) {
+        if self.task.pid.is_none() && self.task.creating.is_none() && self.connections.is_empty() {
+            self.finished = true;
+        }
+    }
+
+    /// Executes the command of the created container.
+    pub(super) fn start(&mut self) -> Result<(), Failure> {
+        if self.task.pid.is_none() {
+            return Err(Failure::conflict("the container has not been created"));
+        }
+        if self.task.started {
+            return Err(Failure::conflict("the container has been started already"));
+        }
+        if self.task.ended.is_some() || self.task.exit.is_some() {
+            return Err(Failure::conflict("the container has ended before it was started"));
+        }
+        match &self.task.runtime {
+            None => embedded::start(&self.folder, &self.task.id)?,
+            Some(program) => external::start(&self.folder, &self.task.args, &self.task.id, program)?,
+        }
+        self.task.started = true;
+        skiff_sys::heap::trim();
+        Ok(())
+    }
+
+    pub(super) fn signal(&mut self, signal: i32) -> Result<(), Failure> {
+        match self.task.pid {
+            Some(pid) if self.task.ended.is_none() && self.task.exit.is_none() => {
+                kill(pid, signal).map_err(|error| Failure::system(format!("kill: {error}")))
+            }
+            Some(_) => Err(Failure::new(FailureKind::Conflict, "process already finished")),
+            None => Err(Failure::conflict("the container has not been created")),
+        }
+    }
+
+    pub(super) fn resize(&mut self, size: TerminalSize) -> Result<(), Failure> {
+        match &self.sources[0] {
+            Some(source) if self.task.tty => {
+                streams::resize(&source.fd, size).map_err(|error| Failure::system(format!("resizing the terminal: {error}")))
+            }
+            Some(_) => Err(Failure::conflict("the container has no terminal")),
+            None => Err(Failure::conflict("the container is not running")),
+        }
+    }
+
+    pub(super) fn status(&self) -> Response {
+        let phase = match &self.task.exit {
+            Some(exit) => Phase::Exited(exit.clone()),
+            None if self.task.started => Phase::Running,
+            None if self.task.pid.is_some() => Phase::Created,
+            None => Phase::New,
+        };
+        Response::Status { phase, pid: self.task.pid.unwrap_or(0) }
+    }
+
+    /// Reaps all children that have ended.
+    pub(super) fn reap(&mut self) {
+        self.forget_signals();
+        loop {
+            let (pid, code) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
+                Ok(WaitStatus::StillAlive) => return,
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(_) => return,
+            };
+            let pid = pid.as_raw().unsigned_abs();
+            if self.task.pid == Some(pid) {
+                self.first_process_ended(code);
+            } else if self.task.creating.is_some() {
+                self.task.early.push((pid, code));
+            }
+        }
+    }
+
+    fn first_process_ended(&mut self, code: i32) {
+        self.task.ended = Some(TaskExit { code, finished_at: Timestamp::now(), oom_killed: false });
+        self.close_stdin();
+        if self.sources.iter().all(Option::is_none) {
+            self.report_end();
+        } else {
+            // What it wrote last is still in the pipes; in the usual case they end at once.
+            self.drain_until = Some(Instant::now() + DRAIN_LIMIT);
+        }
+    }
+
+    /// Writes the exit status down and tells who waits for it.
+    pub(super) fn report_end(&mut self) {
+        self.drain_until = None;
+        let Some(exit) = self.task.ended.take() else { return };
+        if let Ok(json) = serde_json::to_vec(&exit) {
+            // On a full disk only this shim knows; it stays as long as it is asked.
+            let _ = paths::replace(&self.folder, paths::EXIT, &json);
+        }
+        self.task.exit = Some(exit.clone());
+        self.linger();
+        let waiting: Vec<u64> =
+            self.connections.iter().filter(|(_, c)| c.awaits == Awaits::Exit).map(|(token, _)| *token).collect();
+        for token in waiting {
+            if let Some(connection) = self.connections.get_mut(&token) {
+                connection.awaits = Awaits::Nothing;
+                connection.respond(&Response::Exited(exit.clone()));
+            }
+            self.rearm(token);
+        }
+        if self.connections.values().any(|connection| connection.awaits == Awaits::Deletion) {
+            self.delete();
+        }
+    }
+
+    /// Answers now when the task has ended, else later.
+    pub(super) fn await_end(&mut self, token: u64, awaits: Awaits) -> Option<Response> {
+        let ended = self.task.exit.clone();
+        match (awaits, ended) {
+            (Awaits::Exit, Some(exit)) => return Some(Response::Exited(exit)),
+            (_, None) if self.task.pid.is_none() => {
+                return Some(Response::Failed(Failure::conflict("the container has not been created")));
+            }
+            _ => {}
+        }
+        let connection = self.connections.get_mut(&token)?;
+        connection.awaits = awaits;
+        if awaits == Awaits::Deletion && self.task.exit.is_some() {
+            self.delete();
+        }
+        None
+    }
+
+    pub(super) fn kill_for_deletion(&mut self) {
+        if let Some(pid) = self.task.pid.filter(|_| self.task.ended.is_none() && self.task.exit.is_none()) {
+            let _ = kill(pid, nix::libc::SIGKILL);
+        }
+        // Nobody will look at what is still in the pipes.
+        if self.drain_until.is_some() {
+            self.report_end();
+        }
+    }
+
+    /// Deletes the ended task and ends the shim.
+    fn delete(&mut self) {
+        let result = self.runtime_delete();
+        self.clean_up();
+        let response = result.map_or_else(Response::Failed, |()| Response::Done);
+        for connection in self.connections.values_mut().filter(|connection| connection.awaits == Awaits::Deletion) {
+            connection.respond(&response);
+        }
+        self.finished = true;
+    }
+
+    fn runtime_delete(&self) -> Result<(), Failure> {
+        match &self.task.runtime {
+            _ if self.task.id.is_empty() => Ok(()),
+            None => embedded::delete(&self.folder, &self.task.id),
+            Some(program) => external::delete(&self.folder, &self.task.id, program),
+        }
+    }
+
+    /// Removes what only a living task needs; `exit.json` stays for the daemon, who removes the folder.
+    pub(super) fn clean_up(&mut self) {
+        let _ = self.runtime_delete();
+        for name in [paths::SOCKET, paths::CONSOLE] {
+            let _ = std::fs::remove_file(self.folder.join(name));
+        }
+        for name in [paths::OCI_STATE, paths::BUNDLE] {
+            let _ = paths::remove_folder(&self.folder.join(name));
+        }
+    }
+}
+
+fn raw(pid: u32) -> Pid {
+    Pid::from_raw(pid.cast_signed())
+}
+
+/// Signals a child that has not been reaped: its id cannot belong to anyone else.
+fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    skiff_sys::process::kill(pid, signal)
+}
+
+fn enter_network(path: &std::path::Path) -> io::Result<()> {
+    let namespace = File::open(path)?;
+    skiff_sys::ns::join(&namespace, skiff_sys::ns::Kind::Network)
+}
+
+/// Receives one descriptor.
+fn receive_descriptor(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 256];
+    let mut slices = [io::IoSliceMut::new(&mut name)];
+    rustix::net::recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    fd.ok_or_else(|| io::Error::other("the runtime sent no descriptor"))
+}

@@ -1,0 +1,113 @@
+//! What a process that makes containers needs of the kernel and `std` does not offer: a fork of a single-threaded
+//! process, the default signal dispositions, loading a system-call filter.
+//!
+//! Called by the shim of `skiff-runtime`, which never has a second thread.
+
+use std::io;
+
+/// One instruction of a classic BPF program, as the kernel reads it (`struct sock_filter`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct BpfInstruction {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip when a comparison holds.
+    pub jt: u8,
+    /// Instructions to skip when it does not.
+    pub jf: u8,
+    /// Operand.
+    pub k: u32,
+}
+
+/// Which side of a fork the caller is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fork {
+    /// The process that called; the child's process id.
+    Parent(u32),
+    /// The new process.
+    Child,
+}
+
+/// Forks the calling process, which must have one thread only.
+///
+/// The child has a copy of all memory and must end with [`exit_now`], lest the parent's destructors and buffers run twice.
+///
+/// # Errors
+/// `EBUSY` when the process has several threads (locks would stay taken for ever in the child), else what fork(2) says.
+pub fn fork_single_threaded() -> io::Result<Fork> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: the process has exactly one thread, this one, and no other can appear meanwhile; so the child's
+    // copy of memory is consistent and no lock in it is held by a thread that does not exist there.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid.unsigned_abs())),
+    }
+}
+
+/// Ends the process at once: no destructors, no exit handlers, no flushing.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) takes any integer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Gives every signal its default disposition and unblocks all: what a program expects to start with.
+/// (Rust's runtime ignores SIGPIPE and our shim blocks several; both would be inherited through execve.)
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL is valid for every signal; for those that cannot be changed, and for the numbers
+        // the C library reserves, the call fails without effect.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: `set` is initialised by sigemptyset before it is read.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Sends a signal, by its number (also the real-time ones, which the enumerations of the wrapping crates lack).
+///
+/// The caller vouches that `pid` is still the process meant: a child that was not reaped.
+///
+/// # Errors
+/// `EINVAL` for a number that is no signal, `ESRCH`, `EPERM`.
+pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+    if pid <= 0 {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    // SAFETY: kill(2) takes any two integers.
+    if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Filters the system calls of this thread, and of all it will ever execute, with a BPF program.
+///
+/// # Errors
+/// `EACCES` without `no_new_privs` and without CAP_SYS_ADMIN in the user namespace, `EINVAL` for a program
+/// the kernel does not accept.
+pub fn load_seccomp_filter(program: &[BpfInstruction]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+    let fprog = libc::sock_fprog { len, filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut() };
+    // SAFETY: BpfInstruction has the layout of sock_filter, `fprog` points to `len` of them, and the kernel only
+    // reads (and copies) them during the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0 as libc::c_ulong, &raw const fprog)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threaded_process_does_not_fork() {
+        // The test harness runs tests on threads of their own.
+        let error = fork_single_threaded().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
+    }
+}
