@@ -220,7 +220,7 @@ impl Store {
         if let Some(image) = image {
             removed.layers = self.drop_chain(&image)?;
         }
-        removed.blob_bytes = self.drop_blobs(&blobs)?;
+        removed.blob_bytes = self.drop_blobs(&blobs)?.1;
         self.empty_trash()?;
         Ok(removed)
     }

@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use skiff_graphdrivers::{LayerId, SnapshotKey};
+use skiff_graphdrivers::{ErrorKind as DriverErrorKind, GraphDriver, LayerId, SnapshotKey, SnapshotRef};
 
 use crate::Store;
 use crate::digest::Digest;
@@ -55,7 +55,8 @@ impl Store {
         self.drop_unneeded_blobs(options.grace, &mut report)?;
         self.drop_partials(options.grace, &mut report)?;
         self.empty_trash()?;
-        self.clean_driver(&options.containers, &mut report)?;
+        report.snapshots = self.drop_orphan_snapshots(&options.containers)?;
+        report.bytes += self.inner.driver.purge()?;
         Ok(report)
     }
 
@@ -74,17 +75,19 @@ impl Store {
         Ok(removed)
     }
 
-    /// Removes those of `candidates` that nobody needs; returns their bytes.
-    pub(crate) fn drop_blobs(&self, candidates: &HashSet<Digest>) -> Result<u64> {
-        let mut bytes = 0;
+    /// Removes those of `candidates` that nobody needs; returns how many went and their bytes.
+    pub(crate) fn drop_blobs(&self, candidates: &HashSet<Digest>) -> Result<(usize, u64)> {
+        let (mut count, mut bytes) = (0, 0);
         let holdings = self.holdings();
+        // Looked up under the lock: a pull registers its image before it gives its lease back.
         let needed = self.catalog().needed_blobs();
         for digest in candidates {
             if !needed.contains(digest) && !holdings.blob_is_held(digest) {
                 bytes += self.discard_blob(digest)?;
+                count += 1;
             }
         }
-        Ok(bytes)
+        Ok((count, bytes))
     }
 
     fn drop_unneeded_layers(&self, grace: Duration) -> Result<Vec<LayerId>> {
@@ -124,14 +127,12 @@ impl Store {
     }
 
     fn drop_unneeded_blobs(&self, grace: Duration, report: &mut GcReport) -> Result<()> {
-        for digest in self.list_blobs()? {
-            let holdings = self.holdings();
-            let needed = self.catalog().needed_blobs().contains(&digest) || holdings.blob_is_held(&digest);
-            if !needed && is_older(&self.blob_path(&digest), grace) {
-                report.bytes += self.discard_blob(&digest)?;
-                report.blobs += 1;
-            }
-        }
+        let needed = self.catalog().needed_blobs();
+        let old = |digest: &Digest| !needed.contains(digest) && is_older(&self.blob_path(digest), grace);
+        let candidates: HashSet<Digest> = self.list_blobs()?.into_iter().filter(old).collect();
+        let (count, bytes) = self.drop_blobs(&candidates)?;
+        report.blobs += count;
+        report.bytes += bytes;
         Ok(())
     }
 
@@ -156,28 +157,60 @@ impl Store {
         Ok(())
     }
 
-    /// Lets the driver free its trash and the snapshots that belong to nobody.
-    fn clean_driver(&self, containers: &HashSet<String>, report: &mut GcReport) -> Result<()> {
+    /// Takes the driver's snapshots that belong to nobody: left by a daemon that was killed, or by a container whose
+    /// record is gone. Whoever prepares a snapshot is kept out for that moment; removals are renames.
+    fn drop_orphan_snapshots(&self, containers: &HashSet<String>) -> Result<Vec<SnapshotKey>> {
         let _exclusive = self
             .inner
             .sweeping
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        let mut live: HashSet<SnapshotKey> = containers
-            .iter()
-            .filter_map(|id| active_id(id).ok())
-            .map(SnapshotKey::Active)
+        let of_containers: HashSet<_> = containers.iter().filter_map(|id| active_id(id).ok()).collect();
+        let mut orphans: Vec<SnapshotKey> = self
+            .inner
+            .driver
+            .list()?
+            .into_iter()
+            .map(|info| info.key)
             .collect();
         {
             let holdings = self.holdings();
-            live.extend(holdings.layers.keys().cloned().map(SnapshotKey::Layer));
-            live.extend(holdings.unpacking.iter().cloned().map(SnapshotKey::Layer));
-            live.extend(holdings.actives.iter().cloned().map(SnapshotKey::Active));
+            orphans.retain(|key| match key {
+                SnapshotKey::Active(id) => !of_containers.contains(id) && !holdings.actives.contains(id),
+                SnapshotKey::Layer(id) => {
+                    !holdings.layers.contains_key(id) && !holdings.unpacking.contains(id)
+                }
+            });
         }
-        let cleaned = self.inner.driver.cleanup(&live)?;
-        report.bytes += cleaned.freed;
-        report.snapshots = cleaned.removed;
-        Ok(())
+        remove_snapshots(self.inner.driver.as_ref(), orphans)
+    }
+}
+
+/// Removes snapshots, children before parents; what something else stands on stays. Returns what went.
+pub(crate) fn remove_snapshots(
+    driver: &dyn GraphDriver,
+    mut keys: Vec<SnapshotKey>,
+) -> Result<Vec<SnapshotKey>> {
+    let mut removed = Vec::new();
+    loop {
+        let before = removed.len();
+        let mut rest = Vec::new();
+        for key in keys {
+            let snapshot = match &key {
+                SnapshotKey::Active(id) => SnapshotRef::Active(id),
+                SnapshotKey::Layer(id) => SnapshotRef::Layer(id),
+            };
+            match driver.remove(snapshot) {
+                Ok(()) => removed.push(key),
+                Err(error) if error.kind() == DriverErrorKind::InUse => rest.push(key),
+                Err(error) if error.kind() == DriverErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if removed.len() == before {
+            return Ok(removed);
+        }
+        keys = rest;
     }
 }
 

@@ -21,6 +21,7 @@ use skiff_graphdrivers::{
 use crate::digest::{Descriptor, Digest, chain_id};
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
+use crate::gc::remove_snapshots;
 use crate::image::Image;
 use crate::{FORMAT_VERSION, Store};
 
@@ -44,6 +45,9 @@ pub struct LayerRecord {
     pub blob: Option<Descriptor>,
     /// When it was unpacked.
     pub created: Timestamp,
+    /// The boot during which it was unpacked, until its files are known to be on the disk: see [`Store::settle`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsettled: Option<String>,
 }
 
 /// A layer to be unpacked.
@@ -132,6 +136,46 @@ impl Store {
         Ok(parent)
     }
 
+    /// Makes the layers unpacked so far survive a power failure. Not part of a pull, which would wait for the whole
+    /// layer to reach the disk: until this is done, layers are marked with the boot in which they were unpacked, and a
+    /// store opened in another boot throws them away and unpacks them again from their blobs.
+    ///
+    /// # Errors
+    /// `NoSpace`; `Io`.
+    pub fn settle(&self) -> Result<()> {
+        let unsettled: Vec<LayerId> = {
+            let holdings = self.holdings();
+            let open = holdings
+                .layers
+                .iter()
+                .filter(|(_, record)| record.unsettled.is_some());
+            open.map(|(id, _)| id.clone()).collect()
+        };
+        if unsettled.is_empty() {
+            return Ok(());
+        }
+        self.inner.driver.sync()?;
+        for id in unsettled {
+            // Under the lock, so that a layer removed meanwhile does not get its record back.
+            let mut holdings = self.holdings();
+            let Some(record) = holdings.layers.get_mut(&id) else {
+                continue;
+            };
+            let settled = LayerRecord {
+                unsettled: None,
+                ..LayerRecord::clone(record)
+            };
+            durable::write_json(
+                &self.layer_records(),
+                &record_name(&id),
+                &settled,
+                &self.inner.steps,
+            )?;
+            *record = Arc::new(settled);
+        }
+        Ok(())
+    }
+
     fn kept_blob<'a>(&self, image: &'a Image, index: usize) -> Result<&'a Descriptor> {
         for blob in image.layer_sources(index) {
             if self.blob_size(&blob.digest)? == Some(blob.size) {
@@ -218,7 +262,7 @@ impl Store {
     ) -> Result<Arc<LayerRecord>> {
         match self.inner.driver.commit(active, id) {
             Ok(()) => {}
-            // A crash between the driver's commit and our record left the layer; it has the same content as ours.
+            // Its record was lost, and at the start something stood on it; it has the same content as ours.
             Err(error) if error.kind() == DriverErrorKind::AlreadyExists => self.remove_active(active),
             Err(error) => return Err(error.into()),
         }
@@ -231,6 +275,7 @@ impl Store {
             size: applied.size,
             blob: Some(layer.blob.clone()),
             created: Timestamp::now(),
+            unsettled: Some(self.inner.boot.clone()),
         });
         let written = durable::write_json(
             &self.layer_records(),
@@ -286,8 +331,13 @@ impl Drop for LayerClaim<'_> {
     }
 }
 
-/// Reads the records of layers that the driver really has, removing the others.
-pub(crate) fn load(directory: &Path, driver: &dyn GraphDriver) -> Result<HashMap<LayerId, Arc<LayerRecord>>> {
+/// Reads the records of layers that the driver really has, and takes everything else out of both: records without a
+/// layer, layers without a record, layers whose files a power failure may have damaged.
+pub(crate) fn load(
+    directory: &Path,
+    driver: &dyn GraphDriver,
+    boot: &str,
+) -> Result<HashMap<LayerId, Arc<LayerRecord>>> {
     let committed: HashSet<LayerId> = driver
         .list()?
         .into_iter()
@@ -301,20 +351,28 @@ pub(crate) fn load(directory: &Path, driver: &dyn GraphDriver) -> Result<HashMap
     for entry in fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         match read_record(&path)? {
-            Some((id, record)) if committed.contains(&id) => {
+            Some((id, record)) if committed.contains(&id) && record.is_trusted_in(boot) => {
                 records.insert(id, Arc::new(record));
             }
             _ => {
-                tracing::warn!(path = %path.display(), "layer record without its layer; it will be unpacked again");
+                tracing::info!(path = %path.display(), "dropping a layer record; the layer is unpacked again when needed");
                 remove_record(&path)?;
             }
         }
     }
     drop_orphans(&mut records);
+    let orphans = committed
+        .into_iter()
+        .filter(|id| !records.contains_key(id))
+        .map(SnapshotKey::Layer)
+        .collect();
+    for orphan in remove_snapshots(driver, orphans)? {
+        tracing::info!(?orphan, "removed a layer without record");
+    }
     Ok(records)
 }
 
-/// Forgets layers whose parent has no record: unpacking the chain again finds them in the driver.
+/// Forgets layers whose parent has no record.
 fn drop_orphans(records: &mut HashMap<LayerId, Arc<LayerRecord>>) {
     loop {
         let known: HashSet<Digest> = records.keys().map(Digest::from).collect();
@@ -323,6 +381,15 @@ fn drop_orphans(records: &mut HashMap<LayerId, Arc<LayerRecord>>) {
         if records.len() == before {
             return;
         }
+    }
+}
+
+impl LayerRecord {
+    /// A kill leaves the page cache; only a reboot may have lost what was not written.
+    fn is_trusted_in(&self, boot: &str) -> bool {
+        self.unsettled
+            .as_ref()
+            .is_none_or(|unpacked_in| unpacked_in == boot)
     }
 }
 

@@ -23,6 +23,7 @@
 //! * A file in `blobs/` has the digest in its name: it came there by rename after verification and fsync.
 //! * A layer record exists only for a layer that the driver committed. A driver layer without record, an active
 //!   snapshot without owner, a blob without image and an old partial are orphans; [`Store::gc`] takes them.
+//! * After a power failure a layer is used only if it had reached the disk ([`Store::settle`]).
 //! * Nothing that has a digest is ever re-serialised.
 //!
 //! The files of another driver are left alone: after a change of driver, [`Store::ensure_layers`] unpacks an image
@@ -79,16 +80,30 @@ pub struct Store {
 }
 
 /// What may be set when a store is opened.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// Handed to the unpacker with each layer.
     pub apply: ApplyOptions,
+    /// Names the running kernel's boot; [`StoreOptions::default`] asks the kernel.
+    pub boot: String,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        // Without an answer every boot looks the same: then layers are trusted, as other engines always do.
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self {
+            apply: ApplyOptions::default(),
+            boot: boot.trim().to_owned(),
+        }
+    }
 }
 
 struct Inner {
     root: PathBuf,
     driver: Arc<dyn GraphDriver>,
     apply: ApplyOptions,
+    boot: String,
     steps: Steps,
     catalog: RwLock<Arc<Catalog>>,
     writer: Mutex<()>,
@@ -152,11 +167,12 @@ impl Store {
         let lock = durable::lock(&root.join("lock"))?;
         write_layout_marker(root)?;
         let catalog = catalog::load(root)?;
-        let layers = layers::load(&layer_records, driver.as_ref())?;
+        let layers = layers::load(&layer_records, driver.as_ref(), &options.boot)?;
         let inner = Inner {
             root: root.to_owned(),
             driver,
             apply: options.apply,
+            boot: options.boot,
             steps,
             catalog: RwLock::new(Arc::new(catalog)),
             writer: Mutex::default(),

@@ -1,10 +1,15 @@
 //! Containers' writable layers: active snapshots that are never committed, named by the container.
 
-use std::path::PathBuf;
+use std::io::ErrorKind as IoKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use skiff_graphdrivers::{Access, ActiveId, LayerId, Mount, SnapshotKey, SnapshotRef, Usage};
+use skiff_graphdrivers::{
+    Access, ActiveId, ErrorKind as DriverErrorKind, LayerId, Mounter, SnapshotKey, SnapshotRef, Usage,
+};
 
 use crate::Store;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Active snapshots of containers begin with this.
@@ -23,30 +28,62 @@ pub struct RwLayer {
 #[derive(Debug, Clone)]
 pub struct RwLayers {
     store: Store,
+    mounter: Arc<Mounter>,
     mount_root: PathBuf,
 }
 
 impl RwLayers {
-    /// The writable layers of a store; what must be mounted is mounted below `mount_root`.
+    /// The writable layers of a store. What must be mounted is mounted where the driver says, else below `mount_root`.
     pub fn new(store: Store, mount_root: PathBuf) -> Self {
-        Self { store, mount_root }
+        Self {
+            store,
+            mounter: Arc::new(Mounter::new()),
+            mount_root,
+        }
     }
 
-    /// Makes a container's writable layer on top of an image's.
+    /// Makes a container's writable layer on top of an image's. A layer that is not unpacked for this driver (it was
+    /// another one when the image was pulled) is unpacked first.
     ///
     /// # Errors
-    /// `NotFound` for the layer; `Conflict` when the container has one; `NoSpace`; `Io`.
+    /// `NotFound` for the layer; `Conflict` when the container has one; `Unsupported` for a chain too long; `NoSpace`;
+    /// `Io`.
     pub fn create(&self, container: &str, top: Option<&LayerId>) -> Result<()> {
-        self.store.prepare(&active_id(container)?, top)
+        let active = active_id(container)?;
+        let lease = self.store.lease();
+        if let Some(top) = top
+            && lease.layer(top).is_none()
+        {
+            self.unpack_again(top)?;
+        }
+        self.store.prepare(&active, top)
     }
 
-    /// Removes a container's writable layer; nothing happens when there is none. Its space is freed in the background
-    /// by the next [`Store::gc`].
+    fn unpack_again(&self, top: &LayerId) -> Result<()> {
+        let catalog = self.store.catalog();
+        let image = catalog.images.values().find(|image| image.chain.contains(top));
+        let image = image.ok_or_else(|| Error::not_found(format!("layer {top} does not exist")))?;
+        self.store.ensure_layers(image).map(drop)
+    }
+
+    /// Removes a container's writable layer; nothing happens when there is none. Its space is freed by the next
+    /// [`Store::gc`].
     ///
     /// # Errors
     /// `Conflict` while it is mounted; `Io`.
     pub fn remove(&self, container: &str) -> Result<()> {
         let active = active_id(container)?;
+        if let Some(target) = self.target(&active)? {
+            if self.mounter.references(&target) > 0 {
+                let text = format!("the root file system of container {container} is mounted");
+                return Err(Error::new(ErrorKind::Conflict, text));
+            }
+            // A daemon that was killed may have left the mount.
+            self.mounter.unmount(&target)?;
+            if target.starts_with(&self.mount_root) {
+                remove_empty_directory(&target)?;
+            }
+        }
         match self
             .store
             .inner
@@ -62,19 +99,8 @@ impl RwLayers {
         }
     }
 
-    /// Disk use of a container's writable layer alone.
-    ///
-    /// # Errors
-    /// `NotFound`; `Io`.
-    pub fn usage(&self, container: &str) -> Result<Usage> {
-        Ok(self
-            .store
-            .inner
-            .driver
-            .usage(SnapshotRef::Active(&active_id(container)?))?)
-    }
-
-    /// Puts the container's root file system together and returns its path. Mounting what is mounted is no error.
+    /// Puts the container's root file system together and returns its path. Each call is one use; the last
+    /// [`RwLayers::unmount`] takes it apart. A mount left by an earlier daemon is taken over.
     ///
     /// # Errors
     /// `NotFound` for the container; `Unsupported`; `Io`.
@@ -85,26 +111,65 @@ impl RwLayers {
             .inner
             .driver
             .mounts(SnapshotRef::Active(&active), Access::ReadWrite)?;
-        match mounts.as_slice() {
-            [
-                Mount::Bind {
-                    source,
-                    read_only: false,
-                },
-            ] => Ok(source.clone()),
-            _ => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("cannot mount {mounts:?} below {}", self.mount_root.display()),
-            )),
+        if let Some(path) = Mounter::direct(&mounts) {
+            return Ok(path.to_owned());
+        }
+        let target = self.mount_point(&active)?;
+        durable::make_directory(&target)?;
+        self.mounter.mount(&mounts, &target)?;
+        Ok(target)
+    }
+
+    /// Ends one use of the container's root file system; nothing happens when it is not mounted.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn unmount(&self, container: &str) -> Result<()> {
+        match self.target(&active_id(container)?)? {
+            Some(target) => Ok(self.mounter.unmount(&target)?),
+            None => Ok(()),
         }
     }
 
-    /// Takes it apart again; nothing happens when it is not mounted.
+    /// Whether somebody of this process uses the container's root file system.
     ///
     /// # Errors
-    /// `Conflict` while processes use it; `Io`.
-    pub fn unmount(&self, container: &str) -> Result<()> {
-        active_id(container).map(drop)
+    /// `Io`.
+    pub fn is_mounted(&self, container: &str) -> Result<bool> {
+        let target = self.target(&active_id(container)?)?;
+        Ok(target.is_some_and(|target| self.mounter.references(&target) > 0))
+    }
+
+    /// Where the snapshot is or would be mounted; `None` when there is no snapshot or it needs no mount.
+    fn target(&self, active: &ActiveId) -> Result<Option<PathBuf>> {
+        let mounts = self
+            .store
+            .inner
+            .driver
+            .mounts(SnapshotRef::Active(active), Access::ReadWrite);
+        match mounts {
+            Ok(mounts) if Mounter::direct(&mounts).is_some() => Ok(None),
+            Ok(_) => self.mount_point(active).map(Some),
+            Err(error) if error.kind() == DriverErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn mount_point(&self, active: &ActiveId) -> Result<PathBuf> {
+        let wanted = self.store.inner.driver.mount_point(active)?;
+        Ok(wanted.unwrap_or_else(|| self.mount_root.join(active.as_str())))
+    }
+
+    /// Disk use of a container's writable layer alone.
+    ///
+    /// # Errors
+    /// `NotFound`; `Io`.
+    pub fn usage(&self, container: &str) -> Result<Usage> {
+        Ok(self
+            .store
+            .inner
+            .driver
+            .usage(SnapshotRef::Active(&active_id(container)?))?)
     }
 
     /// All writable layers that this driver has.
@@ -131,4 +196,13 @@ impl RwLayers {
 /// The driver's key for a container's writable layer.
 pub(crate) fn active_id(container: &str) -> Result<ActiveId> {
     Ok(ActiveId::new(format!("{PREFIX}{container}"))?)
+}
+
+fn remove_empty_directory(path: &Path) -> Result<()> {
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() != IoKind::NotFound => {
+            Err(Error::io(format!("rmdir {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
 }

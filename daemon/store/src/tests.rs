@@ -385,3 +385,28 @@ fn names_move_and_the_old_image_stays_nameless() {
             .contains("localhost:5000/a/b:2")
     );
 }
+
+#[test]
+fn a_power_failure_costs_only_what_had_not_reached_the_disk() {
+    let mut fixture = Fixture::new();
+    let (safe, lost) = (
+        TestImage::new(&["base", "safe"]),
+        TestImage::new(&["base", "lost"]),
+    );
+    safe.pull(&fixture.store, "docker.io/library/safe:1");
+    fixture.store.settle().unwrap();
+    lost.pull(&fixture.store, "docker.io/library/lost:1");
+    fixture.reopen();
+    assert!(
+        fixture.store.layer(&lost.chain()[1]).is_some(),
+        "a mere kill loses nothing"
+    );
+    fixture.reboot();
+    let store = &fixture.store;
+    assert!(store.layer(&safe.chain()[1]).is_some());
+    assert!(store.layer(&lost.chain()[1]).is_none());
+    assert_eq!(store.driver().list().unwrap().len(), 2);
+    let image = store.catalog().images[&lost.id].clone();
+    store.ensure_layers(&image).unwrap();
+    assert_eq!(fixture.read_top(&lost, "lost"), b"lost");
+}
