@@ -84,6 +84,7 @@ fn create_here(key: &Path, plug: Option<&Plug>) -> Result<()> {
             let eth0 = route::link(&mut socket, "eth0")?.ok_or_else(|| Error::system("eth0 is missing"))?;
             socket.batch([
                 route::up("lo"),
+                route::up("eth0"),
                 route::add_address(eth0.index, plug.address, plug.prefix_len),
                 route::add_default_route(eth0.index, plug.gateway),
             ])?;

@@ -108,8 +108,8 @@ pub(crate) fn add_bridge(name: &str, mac: Mac, mtu: u32) -> Message {
     message
 }
 
-/// Makes a veth pair with both ends up, one of them in another namespace and one in a bridge: two requests,
-/// because the IPv6 setting of a link is not taken at its creation.
+/// Makes a veth pair, one end up in a bridge, the other down in its namespace (the kernel cannot bring it up before
+/// the pair is complete). Two requests, because a link's IPv6 setting is not taken at its creation.
 pub(crate) fn add_veth(pair: &VethPair<'_>) -> [Message; 2] {
     let purpose = format!("create the veth pair {}", pair.name);
     let mut create = Message::new(purpose, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &ifinfomsg(0, 0, 0));
@@ -120,7 +120,7 @@ pub(crate) fn add_veth(pair: &VethPair<'_>) -> [Message; 2] {
         .number(IFLA_MASTER, pair.bridge)
         .nested(IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_KIND, "veth").nested(IFLA_INFO_DATA, |data| {
-                data.nested_after(VETH_INFO_PEER, &ifinfomsg(0, IFF_UP, IFF_UP), |peer| {
+                data.nested_after(VETH_INFO_PEER, &ifinfomsg(0, 0, 0), |peer| {
                     let namespace = pair.peer_namespace.as_raw_fd().cast_unsigned();
                     peer.text(IFLA_IFNAME, pair.peer_name)
                         .attribute(IFLA_ADDRESS, &pair.peer_mac)
