@@ -1,0 +1,103 @@
+//! What the scenarios stand on: a daemon with a guard, the docker CLI, raw HTTP, registries (a real one and a hostile
+//! one), images made to order, and a look at the processes, mounts and descriptors left over.
+
+mod cli;
+mod engine;
+mod hostile_registry;
+mod http;
+mod image;
+mod owner;
+mod proc;
+mod registry;
+
+pub(crate) use cli::Docker;
+pub(crate) use engine::{Engine, Options};
+pub(crate) use hostile_registry::{Behaviour, Gate, HostileRegistry};
+pub(crate) use http::{Response, query};
+pub(crate) use image::{Compression, Image, Layer, digest};
+pub(crate) use owner::{Owner, is_root};
+pub(crate) use proc::{Process, machine_address, mounts_of, open_descriptors, process, unix_time};
+pub(crate) use registry::{PasswordRegistry, registry};
+
+use std::time::{Duration, Instant};
+
+/// Runs a scenario on both storage drivers, as two tests.
+macro_rules! on_both_drivers {
+    ($($(#[$meta:meta])* fn $name:ident($engine:ident) $body:block)+) => {$(
+        $(#[$meta])*
+        mod $name {
+            use super::*;
+
+            fn scenario($engine: &Engine) $body
+
+            #[test]
+            fn vfs() {
+                scenario(&Engine::with_busybox("vfs"));
+            }
+
+            #[test]
+            fn overlay2() {
+                scenario(&Engine::with_busybox("overlay2"));
+            }
+        }
+    )+};
+}
+pub(crate) use on_both_drivers;
+
+/// Ends the test when `$have` is false: a failure, unless `SKIFF_TEST_ALLOW_SKIP` is set (see [`skipped`]).
+macro_rules! require {
+    ($have:expr, $($why:tt)+) => {
+        if !$have {
+            crate::harness::skipped(&format!($($why)+));
+            return;
+        }
+    };
+}
+pub(crate) use require;
+
+/// Records a skip in the file `SKIFF_TEST_SKIPS` names, which `scripts/integration.sh` counts at the end.
+///
+/// # Panics
+/// Unless `SKIFF_TEST_ALLOW_SKIP` is set: whatever the test needs, the machine that runs all tests has to have it.
+pub(crate) fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    assert!(
+        std::env::var_os("SKIFF_TEST_ALLOW_SKIP").is_some(),
+        "{test} cannot run here: {why} (SKIFF_TEST_ALLOW_SKIP=1 turns this into a skip)"
+    );
+    eprintln!("SKIP {test}: {why}");
+    if let Some(file) = std::env::var_os("SKIFF_TEST_SKIPS") {
+        use std::io::Write as _;
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(file)
+            .unwrap();
+        writeln!(file, "{test}: {why}").unwrap();
+    }
+}
+
+/// Waits for `what`: asks until `probe` gives a value. This is how a test waits for something that sends no event.
+///
+/// # Panics
+/// After `limit`.
+pub(crate) fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Long enough for anything that should happen on a loaded machine, short enough to see a hang as one.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A number from the environment, for the length of the loops (`SKIFF_TEST_RUNS`, `SKIFF_TEST_ROUNDS`, …).
+pub(crate) fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{name}={text}"))
+    })
+}
