@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Makes a small busybox image out of the machine's own static busybox and pushes it to a registry.
+"""Makes images out of what the machine has (busybox from its own static busybox) and pushes them to a registry.
 
-usage: images.py push REGISTRY [NAME...]      REGISTRY is HOST:PORT (plain HTTP); NAME defaults to busybox
+usage: images.py push REGISTRY [NAME...]      REGISTRY is HOST:PORT (plain HTTP); NAME: busybox (default), manyfiles
 
 Why not a file from somewhere: a machine without internet must be able to build, run and test this engine, and a real
 registry with a real image is the only honest way to exercise `docker pull`. Everything is done by hand on the registry's
 HTTP API (https://distribution.github.io/distribution/spec/api/), so nothing has to be installed for it.
 
-The image's bytes depend on the busybox binary alone: same machine, same digest.
+busybox depends on the busybox binary alone, manyfiles on nothing: same machine, same digest.
 Callers: scripts/registry.sh (for `make run`) and scripts/integration.sh (for the tests).
 """
 
@@ -89,7 +89,28 @@ def busybox_layer():
     return layer.bytes()
 
 
-IMAGES = {"busybox": (busybox_layer, {"Env": [PATH], "Cmd": ["sh"]})}
+def manyfiles_layer():
+    """98,304 small files in 2,048 directories, about 250 MB: what an unpacker finds hard. Text that gzip halves or so."""
+    state = 1
+    words = []
+    for _ in range(4096):
+        state = state * 6364136223846793005 + 1442695040888963407 & (1 << 64) - 1
+        words.append(format(state >> 24, "x")[: 3 + (state >> 60)].encode())
+    layer = Layer()
+    for directory in range(2048):
+        layer.dir(f"files/{directory:04}")
+        for number in range(48):
+            state = state * 6364136223846793005 + 1442695040888963407 & (1 << 64) - 1
+            start, count = state >> 33 & 4095, 20 + (state >> 45 & 511)
+            text = b" ".join((words + words)[start:start + count])
+            layer.file(f"files/{directory:04}/{number:02}.txt", text * (1 + (state >> 60 & 1)))
+    return layer.bytes()
+
+
+IMAGES = {
+    "busybox": (busybox_layer, {"Env": [PATH], "Cmd": ["sh"]}),
+    "manyfiles": (manyfiles_layer, {"Env": [PATH]}),
+}
 
 
 def digest(data):
