@@ -13,7 +13,8 @@ use skiff_core::runtime::StdStream;
 /// `application/json`.
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Frames of [`frame`].
-pub(crate) const MULTIPLEXED: HeaderValue = HeaderValue::from_static("application/vnd.docker.multiplexed-stream");
+pub(crate) const MULTIPLEXED: HeaderValue =
+    HeaderValue::from_static("application/vnd.docker.multiplexed-stream");
 /// A terminal's bytes, and what everything was called before API 1.42.
 pub(crate) const RAW: HeaderValue = HeaderValue::from_static("application/vnd.docker.raw-stream");
 
@@ -60,7 +61,11 @@ pub(crate) fn stream(
     content_type: HeaderValue,
     chunks: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Response {
-    ([(header::CONTENT_TYPE, content_type)], Body::from_stream(chunks.map(Ok::<_, Infallible>))).into_response()
+    (
+        [(header::CONTENT_TYPE, content_type)],
+        Body::from_stream(chunks.map(Ok::<_, Infallible>)),
+    )
+        .into_response()
 }
 
 /// Docker's stream framing: one byte of stream number, three zeros, the length as a big-endian u32, the bytes.
@@ -95,9 +100,18 @@ mod tests {
 
     #[test]
     fn frames_carry_stream_and_length() {
-        assert_eq!(&frame(StdStream::Stdout, b"out\n")[..], b"\x01\0\0\0\0\0\0\x04out\n");
-        assert_eq!(&frame(StdStream::Stderr, &[b'x'; 258])[..8], b"\x02\0\0\0\0\0\x01\x02");
+        assert_eq!(
+            &frame(StdStream::Stdout, b"out\n")[..],
+            b"\x01\0\0\0\0\0\0\x04out\n"
+        );
+        assert_eq!(
+            &frame(StdStream::Stderr, &[b'x'; 258])[..8],
+            b"\x02\0\0\0\0\0\x01\x02"
+        );
         assert_eq!(&system_error_frame("e")[..], b"\x03\0\0\0\0\0\0\x01e");
-        assert!(frame(StdStream::Stdout, b"").is_empty(), "an empty frame says nothing");
+        assert!(
+            frame(StdStream::Stdout, b"").is_empty(),
+            "an empty frame says nothing"
+        );
     }
 }

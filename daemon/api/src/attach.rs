@@ -21,11 +21,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+use crate::App;
 use crate::answer::{self, MULTIPLEXED, RAW};
 use crate::detach::DetachKeys;
 use crate::error::Answer;
 use crate::extract::{ApiVersion, Hijack, Params};
-use crate::App;
 
 /// The first API version in which the content type tells whether a stream is framed.
 pub(crate) const FRAMING_IN_CONTENT_TYPE: ApiVersion = ApiVersion(42);
@@ -51,11 +51,17 @@ pub(crate) async fn attach(
         stdout: params.flag("stdout"),
         stderr: params.flag("stderr"),
     };
-    let options = AttachOptions { streams, logs: params.flag("logs"), stream: params.flag("stream") };
+    let options = AttachOptions {
+        streams,
+        logs: params.flag("logs"),
+        stream: params.flag("stream"),
+    };
     let attachment = app.engine.containers.attach(&id, options).await?;
     let framed = !attachment.tty && hijack.asked && version >= FRAMING_IN_CONTENT_TYPE;
     let content_type = if framed { MULTIPLEXED } else { RAW };
-    take_over(&app, hijack, content_type, |client| copy(client, attachment, keys))
+    take_over(&app, hijack, content_type, |client| {
+        copy(client, attachment, keys)
+    })
 }
 
 /// Answers `101` (which [`crate::hijack`] turns into `200` for clients that did not ask) and hands the bare
@@ -68,14 +74,19 @@ where
     let cut = app.cut.clone();
     let task = async move {
         match hijack.connection.await {
-            Ok(connection) => cut.run_until_cancelled(tunnel(TokioIo::new(connection))).await.unwrap_or(()),
+            Ok(connection) => cut
+                .run_until_cancelled(tunnel(TokioIo::new(connection)))
+                .await
+                .unwrap_or(()),
             Err(error) => tracing::debug!(%error, "the client left before its connection was taken over"),
         }
     };
     drop(app.tasks.spawn(task.in_current_span()));
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response.extensions_mut().insert(ReasonPhrase::from_static(b"UPGRADED"));
+    response
+        .extensions_mut()
+        .insert(ReasonPhrase::from_static(b"UPGRADED"));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CONNECTION, http::HeaderValue::from_static("Upgrade"));
@@ -130,7 +141,9 @@ async fn copy_output<C: AsyncWrite>(
         if tty {
             client.write_all(&chunk.bytes).await?;
         } else {
-            client.write_all(&answer::frame(chunk.stream, &chunk.bytes)).await?;
+            client
+                .write_all(&answer::frame(chunk.stream, &chunk.bytes))
+                .await?;
         }
         if output.is_empty() {
             client.flush().await?;
@@ -203,7 +216,13 @@ mod tests {
 
     impl Container {
         async fn say(&self, stream: StdStream, text: &'static str) {
-            self.output.send(OutputChunk { stream, bytes: Bytes::from_static(text.as_bytes()) }).await.unwrap();
+            self.output
+                .send(OutputChunk {
+                    stream,
+                    bytes: Bytes::from_static(text.as_bytes()),
+                })
+                .await
+                .unwrap();
         }
     }
 
@@ -211,11 +230,21 @@ mod tests {
     fn attached(tty: bool, with_input: bool) -> (DuplexStream, Container, JoinHandle<()>) {
         let (client, server) = duplex(4096);
         let (sender, output) = mpsc::channel(4);
-        let (container_input, input) = duplex(4096);
-        let input: Option<Input> = with_input.then(|| Box::new(container_input) as Input);
-        let attachment = Attachment { tty, io: TaskIo { output, input } };
+        let (near, far) = duplex(4096);
+        let input: Option<Input> = with_input.then(|| Box::new(near) as Input);
+        let attachment = Attachment {
+            tty,
+            io: TaskIo { output, input },
+        };
         let task = tokio::spawn(copy(server, attachment, DetachKeys::parse("").unwrap()));
-        (client, Container { output: sender, input }, task)
+        (
+            client,
+            Container {
+                output: sender,
+                input: far,
+            },
+            task,
+        )
     }
 
     #[tokio::test]
@@ -280,7 +309,10 @@ mod tests {
         let (client, container, task) = attached(false, false);
         drop(client);
         // The first write after that finds out.
-        let chunk = OutputChunk { stream: StdStream::Stdout, bytes: Bytes::from_static(b"x") };
+        let chunk = OutputChunk {
+            stream: StdStream::Stdout,
+            bytes: Bytes::from_static(b"x"),
+        };
         let _ = container.output.send(chunk).await;
         task.await.unwrap();
         assert!(container.output.is_closed());
@@ -291,7 +323,14 @@ mod tests {
         let (mut client, container, task) = attached(false, true);
         drop(container.input);
         client.write_all(&vec![b'x'; 100_000]).await.unwrap();
-        container.output.send(OutputChunk { stream: StdStream::Stdout, bytes: Bytes::from_static(b"y") }).await.unwrap();
+        container
+            .output
+            .send(OutputChunk {
+                stream: StdStream::Stdout,
+                bytes: Bytes::from_static(b"y"),
+            })
+            .await
+            .unwrap();
         drop(container.output);
         let mut got = Vec::new();
         client.read_to_end(&mut got).await.unwrap();

@@ -56,7 +56,10 @@ pub(crate) async fn create(
             networking: body.networking.unwrap_or_default(),
         })
         .await?;
-    let answer = CreateAnswer { id: created.id, warnings: created.warnings };
+    let answer = CreateAnswer {
+        id: created.id,
+        warnings: created.warnings,
+    };
     Ok(answer::json(StatusCode::CREATED, &answer))
 }
 
@@ -65,7 +68,10 @@ pub(crate) async fn list(State(app): State<App>, params: Params) -> Answer {
     let options = ListOptions {
         all: params.flag("all"),
         // Docker takes 0 and negative numbers for "no limit".
-        limit: params.integer("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|&limit| limit > 0),
+        limit: params
+            .integer("limit")?
+            .and_then(|limit| usize::try_from(limit).ok())
+            .filter(|&limit| limit > 0),
         filters: params.filters()?,
     };
     let now = Timestamp::now();
@@ -85,8 +91,11 @@ pub(crate) async fn list(State(app): State<App>, params: Params) -> Answer {
 /// `docker inspect`.
 pub(crate) async fn inspect(State(app): State<App>, Path(id): Path<String>, params: Params) -> Answer {
     let view = app.engine.containers.find(&id)?;
-    let size =
-        if params.flag("size") { Some(app.engine.containers.size(&view.record.id).await?) } else { None };
+    let size = if params.flag("size") {
+        Some(app.engine.containers.size(&view.record.id).await?)
+    } else {
+        None
+    };
     Ok(answer::ok(&wire::container::Inspect::new(&view, size)))
 }
 
@@ -110,7 +119,10 @@ pub(crate) async fn start(
 }
 
 fn stop_options(params: &Params) -> Result<StopOptions, ApiError> {
-    Ok(StopOptions { timeout: params.integer("t")?, signal: params.optional("signal") })
+    Ok(StopOptions {
+        timeout: params.integer("t")?,
+        signal: params.optional("signal"),
+    })
 }
 
 /// `docker stop`.
@@ -127,13 +139,19 @@ pub(crate) async fn restart(State(app): State<App>, Path(id): Path<String>, para
 
 /// `docker kill`.
 pub(crate) async fn kill(State(app): State<App>, Path(id): Path<String>, params: Params) -> Answer {
-    app.engine.containers.kill(&id, params.optional("signal").as_deref()).await?;
+    app.engine
+        .containers
+        .kill(&id, params.optional("signal").as_deref())
+        .await?;
     Ok(answer::no_content())
 }
 
 /// The terminal's size.
 pub(crate) async fn resize(State(app): State<App>, Path(id): Path<String>, params: Params) -> Answer {
-    let size = TerminalSize { height: params.cells("h")?, width: params.cells("w")? };
+    let size = TerminalSize {
+        height: params.cells("h")?,
+        width: params.cells("w")?,
+    };
     app.engine.containers.resize(&id, size).await?;
     Ok(StatusCode::OK.into_response())
 }
@@ -147,9 +165,14 @@ pub(crate) async fn rename(State(app): State<App>, Path(id): Path<String>, param
 /// `docker rm`.
 pub(crate) async fn remove(State(app): State<App>, Path(id): Path<String>, params: Params) -> Answer {
     if params.flag("link") {
-        return Err(Error::not_implemented("removing links is not supported by skiff: there are none").into());
+        return Err(
+            Error::not_implemented("removing links is not supported by skiff: there are none").into(),
+        );
     }
-    let options = RemoveOptions { force: params.flag("force"), volumes: params.flag("v") };
+    let options = RemoveOptions {
+        force: params.flag("force"),
+        volumes: params.flag("v"),
+    };
     app.engine.containers.remove(&id, options).await?;
     Ok(answer::no_content())
 }
@@ -165,7 +188,10 @@ pub(crate) async fn prune(State(app): State<App>, params: Params) -> Answer {
     let (deleted, space_reclaimed) = app.engine.containers.prune(&params.filters()?).await?;
     // Go writes an empty list as null here, and clients compare.
     let containers_deleted = Some(deleted).filter(|deleted| !deleted.is_empty());
-    Ok(answer::ok(&Pruned { containers_deleted, space_reclaimed }))
+    Ok(answer::ok(&Pruned {
+        containers_deleted,
+        space_reclaimed,
+    }))
 }
 
 fn condition(text: &str) -> Result<WaitCondition, ApiError> {
@@ -193,7 +219,10 @@ struct WaitError {
 
 impl From<WaitOutcome> for WaitAnswer {
     fn from(outcome: WaitOutcome) -> Self {
-        Self { status_code: outcome.status_code, error: outcome.error.map(|message| WaitError { message }) }
+        Self {
+            status_code: outcome.status_code,
+            error: outcome.error.map(|message| WaitError { message }),
+        }
     }
 }
 
@@ -204,7 +233,10 @@ pub(crate) async fn wait(
     params: Params,
     Gone(gone): Gone,
 ) -> Result<Response, ApiError> {
-    let outcome = app.engine.containers.wait(&id, condition(params.text("condition"))?)?;
+    let outcome = app
+        .engine
+        .containers
+        .wait(&id, condition(params.text("condition"))?)?;
     let line = async move { answer::json_line(&WaitAnswer::from(outcome.await)) };
     let lines = stream::once(line).take_until(Box::pin(gone.cancelled_owned()));
     Ok(answer::stream(JSON, lines))
@@ -227,7 +259,8 @@ mod tests {
         assert_eq!(host.unsupported(), ["Memory"]);
         assert!(body.networking.unwrap().endpoints_config.contains_key("bridge"));
         let body: CreateBody =
-            crate::extract::parse_json(br#"{"Image":"x","HostConfig":null,"NetworkingConfig":null}"#).unwrap();
+            crate::extract::parse_json(br#"{"Image":"x","HostConfig":null,"NetworkingConfig":null}"#)
+                .unwrap();
         assert!(body.host_config.is_none() && body.networking.is_none());
     }
 
@@ -236,22 +269,41 @@ mod tests {
         assert_eq!(condition("").unwrap(), WaitCondition::NotRunning);
         assert_eq!(condition("next-exit").unwrap(), WaitCondition::NextExit);
         assert_eq!(condition("removed").unwrap(), WaitCondition::Removed);
-        assert_eq!(condition("x").unwrap_err().into_inner().to_string(), "invalid condition: \"x\"");
+        assert_eq!(
+            condition("x").unwrap_err().into_inner().to_string(),
+            "invalid condition: \"x\""
+        );
     }
 
     #[test]
     fn wait_answers() {
-        let line = |outcome| String::from_utf8(answer::json_line(&WaitAnswer::from(outcome)).to_vec()).unwrap();
-        assert_eq!(line(WaitOutcome { status_code: 3, error: None }), "{\"StatusCode\":3}\n");
+        let line =
+            |outcome| String::from_utf8(answer::json_line(&WaitAnswer::from(outcome)).to_vec()).unwrap();
         assert_eq!(
-            line(WaitOutcome { status_code: 125, error: Some("no".into()) }),
+            line(WaitOutcome {
+                status_code: 3,
+                error: None
+            }),
+            "{\"StatusCode\":3}\n"
+        );
+        assert_eq!(
+            line(WaitOutcome {
+                status_code: 125,
+                error: Some("no".into())
+            }),
             "{\"StatusCode\":125,\"Error\":{\"Message\":\"no\"}}\n"
         );
     }
 
     #[test]
     fn a_created_container_has_warnings_even_when_it_has_none() {
-        let answer = CreateAnswer { id: "a".into(), warnings: Vec::new() };
-        assert_eq!(&answer::json_line(&answer)[..], b"{\"Id\":\"a\",\"Warnings\":[]}\n");
+        let answer = CreateAnswer {
+            id: "a".into(),
+            warnings: Vec::new(),
+        };
+        assert_eq!(
+            &answer::json_line(&answer)[..],
+            b"{\"Id\":\"a\",\"Warnings\":[]}\n"
+        );
     }
 }

@@ -22,7 +22,10 @@ impl DetachKeys {
     /// 400 "Invalid detach keys (…) provided".
     pub(crate) fn parse(text: &str) -> Result<Self, ApiError> {
         if text.is_empty() {
-            return Ok(Self { keys: DEFAULT.to_vec(), matched: 0 });
+            return Ok(Self {
+                keys: DEFAULT.to_vec(),
+                matched: 0,
+            });
         }
         let keys = text.split(',').map(key).collect::<Option<Vec<u8>>>();
         keys.map(|keys| Self { keys, matched: 0 })
@@ -54,7 +57,10 @@ impl DetachKeys {
     /// Length of the longest proper prefix of the matched bytes that is also their end.
     fn fallback(&self) -> usize {
         let held = &self.keys[..self.matched];
-        (0..self.matched).rev().find(|&length| held.ends_with(&held[..length])).unwrap_or(0)
+        (0..self.matched)
+            .rev()
+            .find(|&length| held.ends_with(&held[..length]))
+            .unwrap_or(0)
     }
 }
 
@@ -96,7 +102,10 @@ mod tests {
 
     #[test]
     fn names_of_keys() {
-        assert_eq!(DetachKeys::parse("ctrl-@,ctrl-_,DEL,x").unwrap().keys, [0, 31, 127, b'x']);
+        assert_eq!(
+            DetachKeys::parse("ctrl-@,ctrl-_,DEL,x").unwrap().keys,
+            [0, 31, 127, b'x']
+        );
         assert_eq!(DetachKeys::parse("ctrl-\\,ctrl-[").unwrap().keys, [28, 27]);
         for bad in ["ctrl-", "ctrl-A", "foo", "a,,b", "ctrl-é"] {
             let error = DetachKeys::parse(bad).unwrap_err().into_inner();

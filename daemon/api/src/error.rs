@@ -59,7 +59,12 @@ pub(crate) struct Message<'a> {
 
 /// The answer for a path or method that does not exist.
 pub(crate) async fn page_not_found() -> Response {
-    answer::json(StatusCode::NOT_FOUND, &Message { message: "page not found" })
+    answer::json(
+        StatusCode::NOT_FOUND,
+        &Message {
+            message: "page not found",
+        },
+    )
 }
 
 impl IntoResponse for ApiError {
@@ -121,7 +126,12 @@ mod tests {
         let response = ApiError(Error::not_modified("already running")).into_response();
         assert_eq!(response.status(), 304);
         assert!(response.headers().get("content-type").is_none());
-        assert!(axum::body::to_bytes(response.into_body(), 1024).await.unwrap().is_empty());
+        assert!(
+            axum::body::to_bytes(response.into_body(), 1024)
+                .await
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]

@@ -19,8 +19,21 @@ use crate::extract::{Gone, Params};
 use crate::{App, time};
 
 const FILTERS: &[&str] = &[
-    "config", "container", "daemon", "event", "id", "image", "label", "network", "node", "plugin", "scope",
-    "secret", "service", "type", "volume",
+    "config",
+    "container",
+    "daemon",
+    "event",
+    "id",
+    "image",
+    "label",
+    "network",
+    "node",
+    "plugin",
+    "scope",
+    "secret",
+    "service",
+    "type",
+    "volume",
 ];
 
 /// An event as clients read it. `status`, `id` and `from` are the older form, for containers and images.
@@ -61,7 +74,10 @@ fn line(event: &Event) -> Bytes {
         from: from.filter(|_| event.kind == "container"),
         kind: event.kind,
         action: &event.action,
-        actor: Actor { id: &event.id, attributes: &event.attributes },
+        actor: Actor {
+            id: &event.id,
+            attributes: &event.attributes,
+        },
         scope: "local",
         time: event.time.as_second(),
         // Nanoseconds fit into 64 bits until the year 2262.
@@ -89,7 +105,11 @@ impl Selection {
         }
         let filters = params.filters()?;
         filters.check_names(FILTERS)?;
-        Ok(Self { since, until, filters })
+        Ok(Self {
+            since,
+            until,
+            filters,
+        })
     }
 
     fn accepts(&self, event: &Event) -> bool {
@@ -99,29 +119,53 @@ impl Selection {
             && filters.accepts("type", |kind| kind == event.kind)
             && filters.accepts("event", |action| {
                 // `exec_create: sh -c …` and `health_status: healthy` are asked for by their first word.
-                action == event.action || event.action.split_once(": ").is_some_and(|(first, _)| first == action)
+                action == event.action
+                    || event
+                        .action
+                        .split_once(": ")
+                        .is_some_and(|(first, _)| first == action)
             })
             && filters.accepts("scope", |scope| scope == "local")
             && filters.accepts("id", |id| event.id.starts_with(id))
             && filters.accepts("image", |image| image_matches(event, image))
-            && ["container", "network", "volume", "daemon", "plugin", "config", "node", "secret", "service"]
-                .iter()
-                .all(|kind| filters.accepts(kind, |name| object_matches(event, kind, name)))
+            && [
+                "container",
+                "network",
+                "volume",
+                "daemon",
+                "plugin",
+                "config",
+                "node",
+                "secret",
+                "service",
+            ]
+            .iter()
+            .all(|kind| filters.accepts(kind, |name| object_matches(event, kind, name)))
             && filters.accepts_labels(|key| event.attributes.get(key).map(String::as_str))
     }
 }
 
 /// An object is named by its name or the beginning of either name or id.
 fn object_matches(event: &Event, kind: &str, wanted: &str) -> bool {
-    let name = event.attributes.get("name").map(String::as_str).unwrap_or_default();
+    let name = event
+        .attributes
+        .get("name")
+        .map(String::as_str)
+        .unwrap_or_default();
     event.kind == kind && (event.id.starts_with(wanted) || name.starts_with(wanted))
 }
 
 /// An image is named with or without its tag; events of its containers count, too.
 fn image_matches(event: &Event, wanted: &str) -> bool {
     let attribute = if event.kind == "image" { "name" } else { "image" };
-    let name = event.attributes.get(attribute).map(String::as_str).unwrap_or_default();
-    [event.id.as_str(), name].into_iter().any(|name| name == wanted || without_tag(name) == wanted)
+    let name = event
+        .attributes
+        .get(attribute)
+        .map(String::as_str)
+        .unwrap_or_default();
+    [event.id.as_str(), name]
+        .into_iter()
+        .any(|name| name == wanted || without_tag(name) == wanted)
 }
 
 fn without_tag(name: &str) -> &str {
@@ -140,13 +184,18 @@ pub(crate) async fn events(State(app): State<App>, params: Params, Gone(gone): G
     // Without `since` (or an `until` in the past) only what comes is of interest.
     let past_only = selection.until.is_some_and(|until| until <= now);
     let wants_history = selection.since.is_some() || past_only;
-    let kept: Vec<Bytes> =
-        history.iter().filter(|event| wants_history && selection.accepts(event)).map(|event| line(event)).collect();
+    let kept: Vec<Bytes> = history
+        .iter()
+        .filter(|event| wants_history && selection.accepts(event))
+        .map(|event| line(event))
+        .collect();
     let kept = stream::iter(kept);
     if past_only {
         return Ok(answer::stream(JSON, kept));
     }
-    let until = selection.until.map(|until| until.duration_since(now).unsigned_abs());
+    let until = selection
+        .until
+        .map(|until| until.duration_since(now).unsigned_abs());
     let end = async move {
         tokio::select! {
             () = gone.cancelled() => {}
@@ -154,7 +203,10 @@ pub(crate) async fn events(State(app): State<App>, params: Params, Gone(gone): G
             () = sleep_or_never(until) => {}
         }
     };
-    Ok(answer::stream(JSON, kept.chain(live(feed, selection)).take_until(Box::pin(end))))
+    Ok(answer::stream(
+        JSON,
+        kept.chain(live(feed, selection)).take_until(Box::pin(end)),
+    ))
 }
 
 async fn sleep_or_never(duration: Option<std::time::Duration>) {
@@ -192,7 +244,10 @@ mod tests {
             kind,
             action: action.into(),
             id: id.into(),
-            attributes: attributes.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+            attributes: attributes
+                .iter()
+                .map(|(k, v)| ((*k).into(), (*v).into()))
+                .collect(),
             time: "2026-11-21T10:00:00.5Z".parse().unwrap(),
         }
     }
@@ -202,12 +257,22 @@ mod tests {
     }
 
     fn filtered(filters: &str, event: &Event) -> bool {
-        Selection { since: None, until: None, filters: Filters::parse(filters).unwrap() }.accepts(event)
+        Selection {
+            since: None,
+            until: None,
+            filters: Filters::parse(filters).unwrap(),
+        }
+        .accepts(event)
     }
 
     #[test]
     fn container_events_carry_old_and_new_form() {
-        let text = line(&event("container", "die", "abc", &[("exitCode", "3"), ("image", "busybox")]));
+        let text = line(&event(
+            "container",
+            "die",
+            "abc",
+            &[("exitCode", "3"), ("image", "busybox")],
+        ));
         assert_eq!(
             std::str::from_utf8(&text).unwrap(),
             "{\"status\":\"die\",\"id\":\"abc\",\"from\":\"busybox\",\"Type\":\"container\",\"Action\":\"die\",\
@@ -215,13 +280,23 @@ mod tests {
              \"scope\":\"local\",\"time\":1795255200,\"timeNano\":1795255200500000000}\n"
         );
         let text = line(&event("network", "connect", "n1", &[("container", "abc")]));
-        assert!(text.starts_with(b"{\"Type\":\"network\""), "networks have no old form: {text:?}");
-        assert!(line(&event("image", "pull", "busybox:latest", &[])).starts_with(b"{\"status\":\"pull\",\"id\":"));
+        assert!(
+            text.starts_with(b"{\"Type\":\"network\""),
+            "networks have no old form: {text:?}"
+        );
+        assert!(
+            line(&event("image", "pull", "busybox:latest", &[])).starts_with(b"{\"status\":\"pull\",\"id\":")
+        );
     }
 
     #[test]
     fn filters_select() {
-        let die = event("container", "die", "abcdef", &[("name", "web"), ("image", "r:5000/a/b:1"), ("l", "1")]);
+        let die = event(
+            "container",
+            "die",
+            "abcdef",
+            &[("name", "web"), ("image", "r:5000/a/b:1"), ("l", "1")],
+        );
         for (filters, expected) in [
             (r#"{"type":["container"]}"#, true),
             (r#"{"type":["image"]}"#, false),
@@ -252,7 +327,12 @@ mod tests {
         assert!(selection("until=1h").accepts(&event));
         assert!(!selection("until=2026-11-21T10:00:00Z").accepts(&event));
         let now = "2026-11-21T12:00:00Z".parse().unwrap();
-        for bad in ["since=x", "filters=x", "filters=%7B%22nope%22%3A%5B%22x%22%5D%7D", "since=20&until=10"] {
+        for bad in [
+            "since=x",
+            "filters=x",
+            "filters=%7B%22nope%22%3A%5B%22x%22%5D%7D",
+            "since=20&until=10",
+        ] {
             assert!(Selection::parse(&Params::parse(bad), now).is_err(), "{bad}");
         }
     }

@@ -43,12 +43,17 @@ impl Params {
 
     /// The value of `name`, empty when absent.
     pub(crate) fn text(&self, name: &str) -> &str {
-        self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map_or("", |(_, value)| value)
     }
 
     /// The value of `name`, `None` when absent or empty.
     pub(crate) fn optional(&self, name: &str) -> Option<String> {
-        Some(self.text(name)).filter(|text| !text.is_empty()).map(str::to_owned)
+        Some(self.text(name))
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
     }
 
     /// Docker's idea of a boolean: anything but empty, `0`, `no`, `false` and `none` is true.
@@ -62,7 +67,9 @@ impl Params {
     /// # Errors
     /// 400 in the words of Go's strconv.
     pub(crate) fn integer(&self, name: &str) -> Result<Option<i64>, ApiError> {
-        let Some(text) = self.optional(name) else { return Ok(None) };
+        let Some(text) = self.optional(name) else {
+            return Ok(None);
+        };
         text.parse().map(Some).map_err(|_| not_a_number(&text))
     }
 
@@ -104,7 +111,11 @@ impl<S: Sync> FromRequestParts<S> for Gone {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         let exchange: Option<&Arc<Exchange>> = parts.extensions.get();
-        Ok(Self(exchange.map(|exchange| exchange.gone().clone()).unwrap_or_default()))
+        Ok(Self(
+            exchange
+                .map(|exchange| exchange.gone().clone())
+                .unwrap_or_default(),
+        ))
     }
 }
 
@@ -121,12 +132,18 @@ impl<S: Sync> FromRequestParts<S> for Hijack {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let bare = parts.extensions.get::<Arc<Exchange>>().is_some_and(|exchange| exchange.is_bare());
+        let bare = parts
+            .extensions
+            .get::<Arc<Exchange>>()
+            .is_some_and(|exchange| exchange.is_bare());
         let connection = parts
             .extensions
             .remove()
             .ok_or_else(|| ApiError::invalid("the connection cannot be taken over: use HTTP/1.1"))?;
-        Ok(Self { connection, asked: !bare && parts.headers.contains_key(UPGRADE) })
+        Ok(Self {
+            connection,
+            asked: !bare && parts.headers.contains_key(UPGRADE),
+        })
     }
 }
 
@@ -153,7 +170,12 @@ pub(crate) fn body_length(headers: &http::HeaderMap) -> Option<u64> {
     if headers.contains_key(TRANSFER_ENCODING) {
         return None;
     }
-    Some(headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0))
+    Some(
+        headers
+            .get(CONTENT_LENGTH)
+            .and_then(|v| v.to_str().ok()?.parse().ok())
+            .unwrap_or(0),
+    )
 }
 
 fn check_content_type(parts: &Parts) -> Result<(), ApiError> {
@@ -162,7 +184,9 @@ fn check_content_type(parts: &Parts) -> Result<(), ApiError> {
         return if body_length(&parts.headers) == Some(0) {
             Ok(())
         } else {
-            Err(ApiError::invalid("malformed Content-Type header (): mime: no media type"))
+            Err(ApiError::invalid(
+                "malformed Content-Type header (): mime: no media type",
+            ))
         };
     };
     let text = String::from_utf8_lossy(value);
@@ -171,9 +195,13 @@ fn check_content_type(parts: &Parts) -> Result<(), ApiError> {
         return Ok(());
     }
     if media_type.is_empty() {
-        return Err(ApiError::invalid(format!("malformed Content-Type header ({text}): mime: no media type")));
+        return Err(ApiError::invalid(format!(
+            "malformed Content-Type header ({text}): mime: no media type"
+        )));
     }
-    Err(ApiError::invalid(format!("unsupported Content-Type header ({text}): must be 'application/json'")))
+    Err(ApiError::invalid(format!(
+        "unsupported Content-Type header ({text}): must be 'application/json'"
+    )))
 }
 
 /// Parses one JSON value with nothing behind it.
@@ -182,12 +210,16 @@ fn check_content_type(parts: &Parts) -> Result<(), ApiError> {
 /// 400 in the words of Docker, which are mostly those of Go's encoding/json.
 pub(crate) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     if body.trim_ascii().is_empty() {
-        return Err(ApiError::invalid("invalid JSON: got EOF while reading request body"));
+        return Err(ApiError::invalid(
+            "invalid JSON: got EOF while reading request body",
+        ));
     }
     let mut values = serde_json::Deserializer::from_slice(body);
     let value = T::deserialize(&mut values)
         .map_err(|error| ApiError::invalid(format!("invalid JSON: {}", go_words(&error, body))))?;
-    values.end().map_err(|_| ApiError::invalid("unexpected content after JSON"))?;
+    values
+        .end()
+        .map_err(|_| ApiError::invalid("unexpected content after JSON"))?;
     Ok(value)
 }
 
@@ -201,7 +233,10 @@ fn go_words(error: &serde_json::Error, body: &[u8]) -> String {
         return format!("json: {text}");
     }
     let context = [
-        ("key must be a string", "looking for beginning of object key string"),
+        (
+            "key must be a string",
+            "looking for beginning of object key string",
+        ),
         ("expected `:`", "after object key"),
         ("expected `,` or `}`", "after object key:value pair"),
         ("expected `,` or `]`", "after array element"),
@@ -239,33 +274,68 @@ mod tests {
             request = request.header(CONTENT_TYPE, content_type);
         }
         let request = request.body(Body::from(text)).unwrap();
-        JsonBody::from_request(request, &()).await.map(|JsonBody(value)| value).map_err(|error| {
-            let error = error.into_inner();
-            (error.kind(), error.to_string())
-        })
+        JsonBody::from_request(request, &())
+            .await
+            .map(|JsonBody(value)| value)
+            .map_err(|error| {
+                let error = error.into_inner();
+                (error.kind(), error.to_string())
+            })
     }
 
     #[tokio::test]
     async fn bodies_are_refused_in_docker_s_words() {
         for (content_type, text, expected) in [
-            ("application/json", "", "invalid JSON: got EOF while reading request body"),
-            ("application/json", " \n", "invalid JSON: got EOF while reading request body"),
+            (
+                "application/json",
+                "",
+                "invalid JSON: got EOF while reading request body",
+            ),
+            (
+                "application/json",
+                " \n",
+                "invalid JSON: got EOF while reading request body",
+            ),
             (
                 "application/json",
                 "{bad",
                 "invalid JSON: invalid character 'b' looking for beginning of object key string",
             ),
-            ("application/json", "bad", "invalid JSON: invalid character 'b' looking for beginning of value"),
-            ("application/json", "{\"a\" 1}", "invalid JSON: invalid character '1' after object key"),
-            ("application/json", "{\"a\":1 x}", "invalid JSON: invalid character 'x' after object key:value pair"),
-            ("application/json", "[1 2]", "invalid JSON: invalid character '2' after array element"),
+            (
+                "application/json",
+                "bad",
+                "invalid JSON: invalid character 'b' looking for beginning of value",
+            ),
+            (
+                "application/json",
+                "{\"a\" 1}",
+                "invalid JSON: invalid character '1' after object key",
+            ),
+            (
+                "application/json",
+                "{\"a\":1 x}",
+                "invalid JSON: invalid character 'x' after object key:value pair",
+            ),
+            (
+                "application/json",
+                "[1 2]",
+                "invalid JSON: invalid character '2' after array element",
+            ),
             ("application/json", "{\"a\":", "invalid JSON: unexpected EOF"),
             ("application/json", "{} {}", "unexpected content after JSON"),
-            ("text/plain", "x", "unsupported Content-Type header (text/plain): must be 'application/json'"),
+            (
+                "text/plain",
+                "x",
+                "unsupported Content-Type header (text/plain): must be 'application/json'",
+            ),
             ("", "{}", "malformed Content-Type header (): mime: no media type"),
         ] {
             let (kind, message) = body(Some(content_type), text).await.unwrap_err();
-            assert_eq!((kind, message.as_str()), (ErrorKind::InvalidParameter, expected), "{text:?}");
+            assert_eq!(
+                (kind, message.as_str()),
+                (ErrorKind::InvalidParameter, expected),
+                "{text:?}"
+            );
         }
         let (_, message) = body(None, "{}").await.unwrap_err();
         assert_eq!(message, "malformed Content-Type header (): mime: no media type");
@@ -275,13 +345,21 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_are_taken_with_parameters_and_white_space() {
-        assert_eq!(body(Some("Application/JSON; charset=utf-8"), " {\"a\":1}\n").await.unwrap()["a"], 1);
+        assert_eq!(
+            body(Some("Application/JSON; charset=utf-8"), " {\"a\":1}\n")
+                .await
+                .unwrap()["a"],
+            1
+        );
     }
 
     #[test]
     fn type_errors_name_what_was_expected() {
         let error = parse_json::<Vec<bool>>(b"[1]").unwrap_err().into_inner();
-        assert!(error.to_string().starts_with("invalid JSON: json: invalid type"), "{error}");
+        assert!(
+            error.to_string().starts_with("invalid JSON: json: invalid type"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -26,31 +26,46 @@ const PROGRESS_BACKLOG: usize = 64;
 /// `docker images`.
 pub(crate) async fn list(State(app): State<App>, params: Params, version: ApiVersion) -> Answer {
     let images = app.engine.images.list(params.flag("all"), &params.filters()?)?;
-    let summaries: Vec<_> = images.iter().map(|image| wire::image::Summary::new(image, version)).collect();
+    let summaries: Vec<_> = images
+        .iter()
+        .map(|image| wire::image::Summary::new(image, version))
+        .collect();
     Ok(answer::ok(&summaries))
 }
 
 /// `docker image inspect`.
 pub(crate) async fn inspect(State(app): State<App>, Path(name): Path<String>, version: ApiVersion) -> Answer {
     let image = app.engine.images.find(&name)?;
-    Ok(answer::ok(&wire::image::Inspect::new(&image, &app.engine.facts.storage_driver, version)))
+    Ok(answer::ok(&wire::image::Inspect::new(
+        &image,
+        &app.engine.facts.storage_driver,
+        version,
+    )))
 }
 
 /// `docker history`.
 pub(crate) async fn history(State(app): State<App>, Path(name): Path<String>) -> Answer {
     let entries = app.engine.images.history(&name)?;
-    Ok(answer::ok(&entries.iter().map(wire::image::History::new).collect::<Vec<_>>()))
+    Ok(answer::ok(
+        &entries.iter().map(wire::image::History::new).collect::<Vec<_>>(),
+    ))
 }
 
 /// `docker tag`.
 pub(crate) async fn tag(State(app): State<App>, Path(name): Path<String>, params: Params) -> Answer {
-    app.engine.images.tag(&name, params.text("repo"), params.text("tag"))?;
+    app.engine
+        .images
+        .tag(&name, params.text("repo"), params.text("tag"))?;
     Ok(StatusCode::CREATED.into_response())
 }
 
 /// `docker rmi`.
 pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>, params: Params) -> Answer {
-    let removals = app.engine.images.remove(&name, params.flag("force"), params.flag("noprune")).await?;
+    let removals = app
+        .engine
+        .images
+        .remove(&name, params.flag("force"), params.flag("noprune"))
+        .await?;
     let lines: Vec<_> = removals
         .iter()
         .map(|removal| match removal {
@@ -69,7 +84,9 @@ pub(crate) async fn create(
     Gone(gone): Gone,
 ) -> Answer {
     if !params.text("fromSrc").is_empty() {
-        return Err(Error::not_implemented("POST /images/create with fromSrc is not supported by skiff yet").into());
+        return Err(
+            Error::not_implemented("POST /images/create with fromSrc is not supported by skiff yet").into(),
+        );
     }
     let request = PullRequest {
         reference: pull_reference(params.text("fromImage"), params.text("tag"))?,
@@ -78,7 +95,10 @@ pub(crate) async fn create(
     };
     let (sender, progress) = mpsc::channel(PROGRESS_BACKLOG);
     let images = app.engine.images.clone();
-    let mut pull = Pull { work: Some(Box::pin(async move { images.pull(request, sender).await })), progress };
+    let mut pull = Pull {
+        work: Some(Box::pin(async move { images.pull(request, sender).await })),
+        progress,
+    };
     let first = tokio::select! {
         first = pull.next() => first,
         // Nobody reads the answer, but dropping the pull ends it.
@@ -89,7 +109,9 @@ pub(crate) async fn create(
         Some(Step::Failed(error)) => return Err(error.into()),
         None => None,
     };
-    let lines = stream::iter(first).chain(pull.lines()).take_until(Box::pin(gone.cancelled_owned()));
+    let lines = stream::iter(first)
+        .chain(pull.lines())
+        .take_until(Box::pin(gone.cancelled_owned()));
     Ok(answer::stream(JSON, lines))
 }
 
@@ -109,7 +131,9 @@ enum Step {
 impl Pull {
     /// The next message, or the error that ended the pull after all its messages.
     async fn next(&mut self) -> Option<Step> {
-        let Some(work) = &mut self.work else { return self.progress.recv().await.map(Step::Progress) };
+        let Some(work) = &mut self.work else {
+            return self.progress.recv().await.map(Step::Progress);
+        };
         let result = tokio::select! {
             biased;
             Some(message) = self.progress.recv() => return Some(Step::Progress(message)),
@@ -117,7 +141,9 @@ impl Pull {
         };
         self.work = None;
         // What was sent before the end is still to be shown, an error after it.
-        let Err(error) = result else { return self.progress.recv().await.map(Step::Progress) };
+        let Err(error) = result else {
+            return self.progress.recv().await.map(Step::Progress);
+        };
         match self.progress.try_recv() {
             Ok(message) => {
                 self.work = Some(Box::pin(std::future::ready(Err(error))));
@@ -167,7 +193,9 @@ fn registry_auth(headers: &HeaderMap) -> Option<Credentials> {
         })
         .collect();
     let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let json = GeneralPurpose::new(&base64::alphabet::URL_SAFE, config).decode(value).ok()?;
+    let json = GeneralPurpose::new(&base64::alphabet::URL_SAFE, config)
+        .decode(value)
+        .ok()?;
     serde_json::from_slice::<AuthConfig>(&json).ok()?.credentials()
 }
 
@@ -204,17 +232,26 @@ mod tests {
             base64::engine::general_purpose::STANDARD.encode(json),
         ] {
             let credentials = auth(&encoded).unwrap();
-            assert_eq!((credentials.username.as_str(), credentials.password.as_str()), ("u?~", "p>>"));
+            assert_eq!(
+                (credentials.username.as_str(), credentials.password.as_str()),
+                ("u?~", "p>>")
+            );
         }
         let token = base64::engine::general_purpose::URL_SAFE.encode(r#"{"identitytoken":"t"}"#);
         assert_eq!(auth(&token).unwrap().identity_token.as_deref(), Some("t"));
-        assert!(auth("e30=").is_none(), "the CLI sends an empty object when nobody is logged in");
+        assert!(
+            auth("e30=").is_none(),
+            "the CLI sends an empty object when nobody is logged in"
+        );
         assert!(auth("garbage!").is_none());
         assert!(registry_auth(&HeaderMap::new()).is_none());
     }
 
     fn status(text: &str) -> Progress {
-        Progress::Status { status: text.into(), id: None }
+        Progress::Status {
+            status: text.into(),
+            id: None,
+        }
     }
 
     #[tokio::test]
@@ -224,7 +261,10 @@ mod tests {
             drop(sender);
             Err(Error::not_found("manifest unknown"))
         };
-        let mut pull = Pull { work: Some(Box::pin(work)), progress };
+        let mut pull = Pull {
+            work: Some(Box::pin(work)),
+            progress,
+        };
         assert!(matches!(pull.next().await, Some(Step::Failed(e)) if e.to_string() == "manifest unknown"));
     }
 
@@ -236,9 +276,15 @@ mod tests {
             sender.send(status("two")).await.unwrap();
             Err(Error::system("cut"))
         };
-        let pull = Pull { work: Some(Box::pin(work)), progress };
+        let pull = Pull {
+            work: Some(Box::pin(work)),
+            progress,
+        };
         let lines: Vec<_> = pull.lines().collect().await;
-        let lines: Vec<_> = lines.iter().map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|line| std::str::from_utf8(line).unwrap())
+            .collect();
         assert_eq!(
             lines,
             [
@@ -258,7 +304,10 @@ mod tests {
             }
             Ok(())
         };
-        let pull = Pull { work: Some(Box::pin(work)), progress };
+        let pull = Pull {
+            work: Some(Box::pin(work)),
+            progress,
+        };
         assert_eq!(pull.lines().count().await, 10);
     }
 }

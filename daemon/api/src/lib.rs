@@ -67,7 +67,15 @@ impl Api {
         tasks: &TaskTracker,
     ) -> Self {
         let identity = negotiate::Identity::new(&engine.facts.version, engine.facts.experimental);
-        let app = App { engine, shutdown: shutdown.clone(), cut: cut.clone(), tasks: tasks.clone() };
-        Self { router: routes::router().with_state(app), identity: Arc::new(identity) }
+        let app = App {
+            engine,
+            shutdown: shutdown.clone(),
+            cut: cut.clone(),
+            tasks: tasks.clone(),
+        };
+        Self {
+            router: routes::router().with_state(app),
+            identity: Arc::new(identity),
+        }
     }
 }

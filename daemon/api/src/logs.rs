@@ -25,7 +25,11 @@ struct Style {
 impl Style {
     fn write(self, entry: &LogEntry) -> Bytes {
         if !self.timestamps && !self.details {
-            return if self.framed { answer::frame(entry.stream, &entry.line) } else { entry.line.clone() };
+            return if self.framed {
+                answer::frame(entry.stream, &entry.line)
+            } else {
+                entry.line.clone()
+            };
         }
         let mut text = Vec::with_capacity(entry.line.len() + 32);
         if self.timestamps {
@@ -37,12 +41,20 @@ impl Style {
             text.push(b' ');
         }
         text.extend_from_slice(&entry.line);
-        if self.framed { answer::frame(entry.stream, &text) } else { text.into() }
+        if self.framed {
+            answer::frame(entry.stream, &text)
+        } else {
+            text.into()
+        }
     }
 
     fn write_error(self, error: &skiff_core::Error) -> Bytes {
         let text = format!("Error grabbing logs: {error}\n");
-        if self.framed { answer::system_error_frame(&text) } else { text.into() }
+        if self.framed {
+            answer::system_error_frame(&text)
+        } else {
+            text.into()
+        }
     }
 }
 
@@ -57,7 +69,9 @@ fn options(params: &Params, now: Timestamp) -> Result<LogOptions, ApiError> {
         follow: params.flag("follow"),
     };
     if !options.stdout && !options.stderr {
-        return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
+        return Err(ApiError::invalid(
+            "Bad parameters: you must choose at least one stream",
+        ));
     }
     Ok(options)
 }
@@ -75,9 +89,16 @@ pub(crate) async fn logs(
     let options = options(&params, Timestamp::now())?;
     let follow = options.follow;
     let log = app.engine.containers.logs(&id, options).await?;
-    let style =
-        Style { framed: !log.tty, timestamps: params.flag("timestamps"), details: params.flag("details") };
-    let content_type = if style.framed && version >= FRAMING_IN_CONTENT_TYPE { MULTIPLEXED } else { RAW };
+    let style = Style {
+        framed: !log.tty,
+        timestamps: params.flag("timestamps"),
+        details: params.flag("details"),
+    };
+    let content_type = if style.framed && version >= FRAMING_IN_CONTENT_TYPE {
+        MULTIPLEXED
+    } else {
+        RAW
+    };
     let lines = ReceiverStream::new(log.entries).map(move |entry| match entry {
         Ok(entry) => style.write(&entry),
         Err(error) => {
@@ -105,18 +126,33 @@ mod tests {
             time: "2026-11-21T10:00:00.25Z".parse().unwrap(),
             line: Bytes::from_static(b"hi\n"),
         };
-        Style { framed, timestamps, details }.write(&entry).to_vec()
+        Style {
+            framed,
+            timestamps,
+            details,
+        }
+        .write(&entry)
+        .to_vec()
     }
 
     #[test]
     fn entries_in_every_style() {
         assert_eq!(written(false, false, false), b"hi\n");
         assert_eq!(written(true, false, false), b"\x02\0\0\0\0\0\0\x03hi\n");
-        assert_eq!(written(false, true, false), b"2026-11-21T10:00:00.250000000Z hi\n");
-        assert_eq!(written(false, true, true), b"2026-11-21T10:00:00.250000000Z  hi\n");
+        assert_eq!(
+            written(false, true, false),
+            b"2026-11-21T10:00:00.250000000Z hi\n"
+        );
+        assert_eq!(
+            written(false, true, true),
+            b"2026-11-21T10:00:00.250000000Z  hi\n"
+        );
         assert_eq!(written(false, false, true), b" hi\n");
         let framed = written(true, true, false);
-        assert_eq!((framed[7] as usize, &framed[framed.len() - 3..]), (framed.len() - 8, &b"hi\n"[..]));
+        assert_eq!(
+            (framed[7] as usize, &framed[framed.len() - 3..]),
+            (framed.len() - 8, &b"hi\n"[..])
+        );
     }
 
     #[test]
@@ -126,9 +162,18 @@ mod tests {
         assert!(parsed.stdout && !parsed.stderr && parsed.follow);
         assert_eq!((parsed.tail, parsed.until), (Some(5), None));
         assert_eq!(parsed.since, Some("2026-11-21T11:50:00Z".parse().unwrap()));
-        assert_eq!(options(&Params::parse("stderr=1&tail=all"), now).unwrap().tail, None);
-        assert_eq!(options(&Params::parse("stderr=1&tail=0"), now).unwrap().tail, Some(0));
+        assert_eq!(
+            options(&Params::parse("stderr=1&tail=all"), now).unwrap().tail,
+            None
+        );
+        assert_eq!(
+            options(&Params::parse("stderr=1&tail=0"), now).unwrap().tail,
+            Some(0)
+        );
         let error = options(&Params::parse("tail=5"), now).unwrap_err().into_inner();
-        assert_eq!(error.to_string(), "Bad parameters: you must choose at least one stream");
+        assert_eq!(
+            error.to_string(),
+            "Bad parameters: you must choose at least one stream"
+        );
     }
 }

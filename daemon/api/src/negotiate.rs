@@ -69,7 +69,8 @@ impl Api {
             None => u32::MAX,
             Some(Ok(minor)) => minor,
             Some(Err(message)) => {
-                let mut response = answer::json(StatusCode::BAD_REQUEST, &error::Message { message: &message });
+                let mut response =
+                    answer::json(StatusCode::BAD_REQUEST, &error::Message { message: &message });
                 self.identity.mark(&mut response, false);
                 return response;
             }
@@ -100,7 +101,9 @@ impl Api {
 
 /// Cuts `/vN.NN` off a path.
 fn split_version(path: &str) -> (Option<&str>, &str) {
-    let Some(rest) = path.strip_prefix('/') else { return (None, path) };
+    let Some(rest) = path.strip_prefix('/') else {
+        return (None, path);
+    };
     match rest.split_once('/') {
         Some((first, _)) if is_version(first) => (Some(&first[1..]), &path[1 + first.len()..]),
         _ => (None, path),
@@ -109,7 +112,11 @@ fn split_version(path: &str) -> (Option<&str>, &str) {
 
 /// The minor version, or the text of the refusal.
 fn check_version(version: &str) -> Result<u32, String> {
-    let parse = |text: &str| text.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
+    let parse = |text: &str| {
+        text.split('.')
+            .map(|part| part.parse().unwrap_or(0))
+            .collect::<Vec<u32>>()
+    };
     let asked = parse(version);
     if asked > parse(API_VERSION) {
         return Err(format!(
@@ -129,9 +136,17 @@ fn check_version(version: &str) -> Result<u32, String> {
 /// here (the path extractor decodes them), everything up to a known last word.
 fn fold_name<'a>(method: &Method, path: &'a str) -> Cow<'a, str> {
     const FOLDED: &[(&str, &[&str], &[&str])] = &[
-        ("/images/", &["json", "history", "get", "attestations"], &["push", "tag"]),
+        (
+            "/images/",
+            &["json", "history", "get", "attestations"],
+            &["push", "tag"],
+        ),
         ("/distribution/", &["json"], &[]),
-        ("/plugins/", &["json"], &["enable", "disable", "upgrade", "push", "set"]),
+        (
+            "/plugins/",
+            &["json"],
+            &["enable", "disable", "upgrade", "push", "set"],
+        ),
     ];
     let Some((prefix, gets, posts)) = FOLDED.iter().find(|(prefix, ..)| path.starts_with(prefix)) else {
         return Cow::Borrowed(path);
@@ -169,7 +184,10 @@ mod tests {
 
     #[test]
     fn the_version_prefix_is_optional_and_bounded() {
-        assert_eq!(split_version("/v1.45/containers/json"), (Some("1.45"), "/containers/json"));
+        assert_eq!(
+            split_version("/v1.45/containers/json"),
+            (Some("1.45"), "/containers/json")
+        );
         assert_eq!(split_version("/_ping"), (None, "/_ping"));
         assert_eq!(split_version("/volumes/x"), (None, "/volumes/x"));
         assert_eq!(split_version("/v1.45"), (None, "/v1.45"));
@@ -185,25 +203,39 @@ mod tests {
             "client version 1.10 is too old. Minimum supported API version is 1.24, please upgrade your client \
              to a newer version"
         );
-        assert!(check_version("1.52").is_err() && check_version("1").is_err() && check_version("2.0").is_err());
+        assert!(
+            check_version("1.52").is_err() && check_version("1").is_err() && check_version("2.0").is_err()
+        );
     }
 
     #[test]
     fn names_with_slashes_become_one_segment() {
         for (method, path, expected) in [
             ("GET", "/images/a/b/json", "/images/a%2Fb/json"),
-            ("GET", "/images/localhost:5000/a/b:1/json", "/images/localhost:5000%2Fa%2Fb:1/json"),
+            (
+                "GET",
+                "/images/localhost:5000/a/b:1/json",
+                "/images/localhost:5000%2Fa%2Fb:1/json",
+            ),
             ("GET", "/images/busybox/json", "/images/busybox/json"),
             ("GET", "/images/json", "/images/json"),
             ("DELETE", "/images/a/json", "/images/a%2Fjson"),
             ("DELETE", "/images/a/b:1", "/images/a%2Fb:1"),
             ("POST", "/images/a/b/tag", "/images/a%2Fb/tag"),
             ("POST", "/images/a/b/push", "/images/a%2Fb/push"),
-            ("GET", "/distribution/r.io/a/b/json", "/distribution/r.io%2Fa%2Fb/json"),
+            (
+                "GET",
+                "/distribution/r.io/a/b/json",
+                "/distribution/r.io%2Fa%2Fb/json",
+            ),
             ("POST", "/plugins/a/b/enable", "/plugins/a%2Fb/enable"),
             ("GET", "/containers/a/json", "/containers/a/json"),
         ] {
-            assert_eq!(fold_name(&method.parse().unwrap(), path), expected, "{method} {path}");
+            assert_eq!(
+                fold_name(&method.parse().unwrap(), path),
+                expected,
+                "{method} {path}"
+            );
         }
     }
 
@@ -211,6 +243,9 @@ mod tests {
     fn the_server_header_has_the_form_that_go_clients_parse() {
         let identity = Identity::new("0.1.0", false);
         assert_eq!(identity.server, "Docker/0.1.0+skiff (linux)");
-        assert_eq!(Identity::new("bad\nversion", false).server, "Docker/0+skiff (linux)");
+        assert_eq!(
+            Identity::new("bad\nversion", false).server,
+            "Docker/0+skiff (linux)"
+        );
     }
 }

@@ -55,7 +55,9 @@ fn find<'a>(networks: &'a [NetworkInfo], reference: &str) -> Result<&'a NetworkI
     if let Some(network) = exact {
         return Ok(network);
     }
-    let mut candidates = networks.iter().filter(|network| network.id.starts_with(reference));
+    let mut candidates = networks
+        .iter()
+        .filter(|network| network.id.starts_with(reference));
     match (candidates.next(), candidates.next()) {
         (Some(network), None) => Ok(network),
         (Some(_), Some(_)) => Err(Error::invalid(format!("network {reference} is ambiguous"))),
@@ -84,10 +86,20 @@ mod tests {
     fn networks_are_found_by_id_name_and_beginning_of_an_id() {
         let networks = [network("bridge", "aa11", "bridge"), network("aa", "ab22", "host")];
         assert_eq!(find(&networks, "aa11").unwrap().name, "bridge");
-        assert_eq!(find(&networks, "aa").unwrap().name, "aa", "names win over beginnings");
+        assert_eq!(
+            find(&networks, "aa").unwrap().name,
+            "aa",
+            "names win over beginnings"
+        );
         assert_eq!(find(&networks, "ab").unwrap().name, "aa");
-        assert_eq!(find(&networks, "a").unwrap_err().to_string(), "network a is ambiguous");
-        assert_eq!(find(&networks, "nope").unwrap_err().to_string(), "network nope not found");
+        assert_eq!(
+            find(&networks, "a").unwrap_err().to_string(),
+            "network a is ambiguous"
+        );
+        assert_eq!(
+            find(&networks, "nope").unwrap_err().to_string(),
+            "network nope not found"
+        );
     }
 
     #[test]
@@ -97,7 +109,9 @@ mod tests {
             let filters = Filters::parse(json).unwrap();
             matches(&bridge, &filters, filters.flag("dangling").unwrap())
         };
-        assert!(check(r#"{"name":["rid"],"driver":["bridge"],"type":["builtin"]}"#));
+        assert!(check(
+            r#"{"name":["rid"],"driver":["bridge"],"type":["builtin"]}"#
+        ));
         assert!(!check(r#"{"name":["host"]}"#));
         assert!(!check(r#"{"type":["custom"]}"#));
         assert!(!check(r#"{"label":["com.docker.compose.project=x"]}"#));

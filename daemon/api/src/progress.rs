@@ -48,10 +48,23 @@ struct FailureDetail<'a> {
 /// One line of the stream.
 pub(crate) fn line(progress: &Progress) -> Bytes {
     let message = match progress {
-        Progress::Status { status, id } => Message { status, detail: None, progress: None, id: id.as_deref() },
-        Progress::Layer { id, status, current, total } => Message {
+        Progress::Status { status, id } => Message {
             status,
-            detail: Some(Detail { current: *current, total: *total }),
+            detail: None,
+            progress: None,
+            id: id.as_deref(),
+        },
+        Progress::Layer {
+            id,
+            status,
+            current,
+            total,
+        } => Message {
+            status,
+            detail: Some(Detail {
+                current: *current,
+                total: *total,
+            }),
             progress: (*current > 0).then(|| bar(*current, *total)),
             id: Some(id),
         },
@@ -62,7 +75,10 @@ pub(crate) fn line(progress: &Progress) -> Bytes {
 /// The line that says what went wrong after the stream had begun.
 pub(crate) fn error_line(error: &skiff_core::Error) -> Bytes {
     let message = error.to_string();
-    let failure = Failure { detail: FailureDetail { message: &message }, error: &message };
+    let failure = Failure {
+        detail: FailureDetail { message: &message },
+        error: &message,
+    };
     answer::json_line_ending_in(&failure, b"\r\n")
 }
 
@@ -71,7 +87,11 @@ fn bar(current: u64, total: u64) -> String {
     if total == 0 {
         return format!("{:>8}", human_size(current));
     }
-    let done = current.saturating_mul(BAR).checked_div(total).unwrap_or(0).min(BAR);
+    let done = current
+        .saturating_mul(BAR)
+        .checked_div(total)
+        .unwrap_or(0)
+        .min(BAR);
     let repeat = |piece: &str, count: u64| piece.repeat(usize::try_from(count).unwrap_or(0));
     let bar = format!("[{}>{}]", repeat("=", done), repeat(" ", BAR - done));
     if current > total {
@@ -98,7 +118,11 @@ fn human_size(bytes: u64) -> String {
         _ => 0,
     };
     let text = format!("{size:.decimals$}");
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    let text = if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        &text
+    };
     format!("{text}{}", UNITS[unit])
 }
 
@@ -112,13 +136,24 @@ mod tests {
 
     #[test]
     fn lines_of_a_pull() {
-        let status = |status: &str, id: Option<&str>| Progress::Status { status: status.into(), id: id.map(Into::into) };
-        let layer = |status, current, total| Progress::Layer { id: "0123456789ab".into(), status, current, total };
+        let status = |status: &str, id: Option<&str>| Progress::Status {
+            status: status.into(),
+            id: id.map(Into::into),
+        };
+        let layer = |status, current, total| Progress::Layer {
+            id: "0123456789ab".into(),
+            status,
+            current,
+            total,
+        };
         assert_eq!(
             text(&status("Pulling from library/busybox", Some("latest"))),
             "{\"status\":\"Pulling from library/busybox\",\"id\":\"latest\"}\r\n"
         );
-        assert_eq!(text(&status("Digest: sha256:1", None)), "{\"status\":\"Digest: sha256:1\"}\r\n");
+        assert_eq!(
+            text(&status("Digest: sha256:1", None)),
+            "{\"status\":\"Digest: sha256:1\"}\r\n"
+        );
         assert_eq!(
             text(&layer("Pulling fs layer", 0, 0)),
             "{\"status\":\"Pulling fs layer\",\"progressDetail\":{},\"id\":\"0123456789ab\"}\r\n"

@@ -2,8 +2,8 @@
 
 use axum::Router;
 use axum::extract::OriginalUri;
-use axum::response::{IntoResponse, Response};
 use axum::handler::Handler;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, delete, get, on, post};
 use http::Method;
 use skiff_core::Error;
@@ -157,7 +157,10 @@ where
 {
     lines.iter().fold(Router::new(), |router, line| {
         let (method, path) = line.split_once(' ').unwrap_or(("GET", line));
-        let filter = method.parse::<Method>().ok().and_then(|method| MethodFilter::try_from(method).ok());
+        let filter = method
+            .parse::<Method>()
+            .ok()
+            .and_then(|method| MethodFilter::try_from(method).ok());
         router.route(path, on(filter.unwrap_or(MethodFilter::GET), handler.clone()))
     })
 }

@@ -64,7 +64,10 @@ pub async fn serve(listener: Listener, engine: Engine, shutdown: CancellationTok
     drop(listener);
     tasks.close();
     if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
-        tracing::info!(connections = tasks.len(), "closing API connections that are still busy");
+        tracing::info!(
+            connections = tasks.len(),
+            "closing API connections that are still busy"
+        );
         cut.cancel();
         tasks.wait().await;
     }
@@ -82,13 +85,21 @@ async fn accept(
     Ok(match listener {
         Listener::Unix(listener) => {
             let (stream, _) = listener.accept().await?;
-            Box::pin(async move { cut.run_until_cancelled(connection(stream, api, shutdown)).await.unwrap_or(()) })
+            Box::pin(async move {
+                cut.run_until_cancelled(connection(stream, api, shutdown))
+                    .await
+                    .unwrap_or(())
+            })
         }
         Listener::Tcp(listener) => {
             let (stream, _) = listener.accept().await?;
             // Small answers and keystrokes must not wait for more.
             stream.set_nodelay(true)?;
-            Box::pin(async move { cut.run_until_cancelled(connection(stream, api, shutdown)).await.unwrap_or(()) })
+            Box::pin(async move {
+                cut.run_until_cancelled(connection(stream, api, shutdown))
+                    .await
+                    .unwrap_or(())
+            })
         }
     })
 }
@@ -138,7 +149,10 @@ pub(crate) struct Guarded {
 
 impl Guarded {
     pub(crate) fn new(body: Body, answering: Answering) -> Self {
-        Self { body, _answering: answering }
+        Self {
+            body,
+            _answering: answering,
+        }
     }
 }
 

@@ -23,11 +23,23 @@ pub(crate) async fn ping(method: Method) -> Response {
     let headers = [
         // There is no BuildKit here yet: `1` keeps the CLI from speaking it to us, and its classic
         // `POST /build` gets an answer that says so.
-        (HeaderName::from_static("builder-version"), HeaderValue::from_static("1")),
-        (HeaderName::from_static("swarm"), HeaderValue::from_static("inactive")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, must-revalidate")),
+        (
+            HeaderName::from_static("builder-version"),
+            HeaderValue::from_static("1"),
+        ),
+        (
+            HeaderName::from_static("swarm"),
+            HeaderValue::from_static("inactive"),
+        ),
+        (
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, no-store, must-revalidate"),
+        ),
         (header::PRAGMA, HeaderValue::from_static("no-cache")),
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        ),
     ];
     (headers, body).into_response()
 }
@@ -91,8 +103,16 @@ fn go_arch(machine: &str) -> &str {
 /// `docker info`.
 pub(crate) async fn info(State(app): State<App>) -> Answer {
     let facts = &*app.engine.facts;
-    let containers = app.engine.containers.list(&ListOptions { all: true, ..ListOptions::default() })?;
-    let count = |word: &str| containers.iter().filter(|view| view.state.status().word == word).count();
+    let containers = app.engine.containers.list(&ListOptions {
+        all: true,
+        ..ListOptions::default()
+    })?;
+    let count = |word: &str| {
+        containers
+            .iter()
+            .filter(|view| view.state.status().word == word)
+            .count()
+    };
     let (running, paused) = (count("running"), count("paused"));
     let mut info = json!({
         "ID": facts.id,
@@ -120,7 +140,13 @@ fn object(value: Value) -> Map<String, Value> {
 
 fn storage_and_network(app: &App) -> Map<String, Value> {
     let facts = &*app.engine.facts;
-    let mut drivers: Vec<String> = app.engine.networks.list().into_iter().map(|network| network.driver).collect();
+    let mut drivers: Vec<String> = app
+        .engine
+        .networks
+        .list()
+        .into_iter()
+        .map(|network| network.driver)
+        .collect();
     drivers.sort_unstable();
     drivers.dedup();
     object(json!({
@@ -172,16 +198,21 @@ fn machine(facts: &SystemFacts) -> Map<String, Value> {
 }
 
 fn registries(facts: &SystemFacts) -> Map<String, Value> {
-    let (ranges, hosts): (Vec<&String>, Vec<&String>) =
-        facts.insecure_registries.iter().partition(|entry| entry.contains('/'));
+    let (ranges, hosts): (Vec<&String>, Vec<&String>) = facts
+        .insecure_registries
+        .iter()
+        .partition(|entry| entry.contains('/'));
     // Loopback registries may always speak plain HTTP.
     let mut cidrs = vec!["127.0.0.0/8", "::1/128"];
     cidrs.extend(ranges.into_iter().map(String::as_str));
-    let hub = json!({"Name": "docker.io", "Mirrors": facts.registry_mirrors, "Secure": true, "Official": true});
+    let hub =
+        json!({"Name": "docker.io", "Mirrors": facts.registry_mirrors, "Secure": true, "Official": true});
     let mut indexes = Map::from_iter([("docker.io".to_owned(), hub)]);
     for host in hosts {
-        indexes
-            .insert(host.clone(), json!({"Name": host, "Mirrors": [], "Secure": false, "Official": false}));
+        indexes.insert(
+            host.clone(),
+            json!({"Name": host, "Mirrors": [], "Secure": false, "Official": false}),
+        );
     }
     object(json!({
         "IndexServerAddress": INDEX_SERVER,
@@ -197,8 +228,13 @@ fn registries(facts: &SystemFacts) -> Map<String, Value> {
 
 fn runtimes(app: &App) -> Map<String, Value> {
     let facts = &*app.engine.facts;
-    let runtimes: Map<String, Value> =
-        app.engine.runtime.runtimes().into_iter().map(|(name, path)| (name, json!({"path": path}))).collect();
+    let runtimes: Map<String, Value> = app
+        .engine
+        .runtime
+        .runtimes()
+        .into_iter()
+        .map(|(name, path)| (name, json!({"path": path})))
+        .collect();
     let no_commit = json!({"ID": "", "Expected": ""});
     object(json!({
         "Runtimes": runtimes,
@@ -251,7 +287,11 @@ impl AuthConfig {
 
 /// `docker login`.
 pub(crate) async fn auth(State(app): State<App>, JsonBody(auth): JsonBody<AuthConfig>) -> Answer {
-    let server = if auth.serveraddress.is_empty() { INDEX_SERVER.to_owned() } else { auth.serveraddress.clone() };
+    let server = if auth.serveraddress.is_empty() {
+        INDEX_SERVER.to_owned()
+    } else {
+        auth.serveraddress.clone()
+    };
     let credentials = auth.credentials().unwrap_or_else(|| skiff_core::Credentials {
         username: String::new(),
         password: String::new(),
@@ -259,5 +299,8 @@ pub(crate) async fn auth(State(app): State<App>, JsonBody(auth): JsonBody<AuthCo
         registry_token: None,
     });
     let (status, token) = app.engine.images.login(&server, credentials).await?;
-    Ok(answer::json(StatusCode::OK, &json!({"Status": status, "IdentityToken": token.unwrap_or_default()})))
+    Ok(answer::json(
+        StatusCode::OK,
+        &json!({"Status": status, "IdentityToken": token.unwrap_or_default()}),
+    ))
 }

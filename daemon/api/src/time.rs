@@ -67,7 +67,15 @@ fn go_duration(text: &str) -> Option<SignedDuration> {
         let number: f64 = rest[..digits].parse().ok()?;
         rest = &rest[digits..];
         // Two-letter units first: `m` begins `ms`.
-        let units = [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("h", 3600.0), ("m", 60.0), ("s", 1.0)];
+        let units = [
+            ("ns", 1e-9),
+            ("us", 1e-6),
+            ("µs", 1e-6),
+            ("ms", 1e-3),
+            ("h", 3600.0),
+            ("m", 60.0),
+            ("s", 1.0),
+        ];
         let (unit, seconds) = units.iter().find(|(unit, _)| rest.starts_with(unit))?;
         rest = &rest[unit.len()..];
         total = total.checked_add(SignedDuration::try_from_secs_f64(number * seconds).ok()?)?;
@@ -107,9 +115,18 @@ mod tests {
     fn times_are_written_as_go_writes_them() {
         assert_eq!(rfc3339(None), ZERO);
         assert_eq!(rfc3339(Some(at("2026-11-21T10:00:00Z"))), "2026-11-21T10:00:00Z");
-        assert_eq!(rfc3339(Some(at("2026-11-21T10:00:00.120Z"))), "2026-11-21T10:00:00.12Z");
-        assert_eq!(rfc3339(Some(at("2026-11-21T10:00:00.000000001Z"))), "2026-11-21T10:00:00.000000001Z");
-        assert_eq!(rfc3339_fixed(at("2026-11-21T10:00:00.5Z")), "2026-11-21T10:00:00.500000000Z");
+        assert_eq!(
+            rfc3339(Some(at("2026-11-21T10:00:00.120Z"))),
+            "2026-11-21T10:00:00.12Z"
+        );
+        assert_eq!(
+            rfc3339(Some(at("2026-11-21T10:00:00.000000001Z"))),
+            "2026-11-21T10:00:00.000000001Z"
+        );
+        assert_eq!(
+            rfc3339_fixed(at("2026-11-21T10:00:00.5Z")),
+            "2026-11-21T10:00:00.500000000Z"
+        );
     }
 
     #[test]
@@ -134,7 +151,16 @@ mod tests {
         }
         assert_eq!(parse_bound("", now).unwrap(), None);
         assert_eq!(parse_bound("0", now).unwrap(), None);
-        for bad in ["x", "10", "1h3", "h", "1.0000000001", "99999999999999999999", "-", "1700000000.x"] {
+        for bad in [
+            "x",
+            "10",
+            "1h3",
+            "h",
+            "1.0000000001",
+            "99999999999999999999",
+            "-",
+            "1700000000.x",
+        ] {
             if bad == "10" {
                 assert_eq!(parse_bound(bad, now).unwrap(), Some(at("1970-01-01T00:00:10Z")));
             } else {

@@ -11,7 +11,9 @@ use crate::extract::Params;
 
 /// `docker volume ls`.
 pub(crate) async fn list(params: Params) -> Answer {
-    params.filters()?.check_names(&["dangling", "driver", "label", "name"])?;
+    params
+        .filters()?
+        .check_names(&["dangling", "driver", "label", "name"])?;
     Ok(answer::ok(&json!({"Volumes": [], "Warnings": null})))
 }
 
@@ -21,7 +23,10 @@ pub(crate) async fn inspect(Path(name): Path<String>) -> Answer {
 }
 
 /// `docker volume rm`; with `force` a missing volume is no error.
-pub(crate) async fn remove(Path(name): Path<String>, params: Params) -> Result<Response, crate::error::ApiError> {
+pub(crate) async fn remove(
+    Path(name): Path<String>,
+    params: Params,
+) -> Result<Response, crate::error::ApiError> {
     if params.flag("force") {
         return Ok(answer::no_content());
     }

@@ -71,7 +71,11 @@ pub(super) struct Malformed;
 /// Parses a request head at the beginning of `bytes`.
 pub(super) fn parse_head(bytes: &[u8]) -> Parsed {
     if bytes.starts_with(&H2_PREFACE[..bytes.len().min(H2_PREFACE.len())]) {
-        return if bytes.len() < H2_PREFACE.len() { Parsed::Partial } else { Parsed::Foreign };
+        return if bytes.len() < H2_PREFACE.len() {
+            Parsed::Partial
+        } else {
+            Parsed::Foreign
+        };
     }
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
@@ -83,9 +87,17 @@ pub(super) fn parse_head(bytes: &[u8]) -> Parsed {
     let (Some(method), Some(path), Some(minor)) = (request.method, request.path, request.version) else {
         return Parsed::Foreign;
     };
-    let Ok(body) = body_framing(request.headers) else { return Parsed::Foreign };
-    let upgrade = minor == 1 && request.headers.iter().any(|h| h.name.eq_ignore_ascii_case("upgrade"));
-    let Some(headers_at) = after_request_line(bytes) else { return Parsed::Foreign };
+    let Ok(body) = body_framing(request.headers) else {
+        return Parsed::Foreign;
+    };
+    let upgrade = minor == 1
+        && request
+            .headers
+            .iter()
+            .any(|h| h.name.eq_ignore_ascii_case("upgrade"));
+    let Some(headers_at) = after_request_line(bytes) else {
+        return Parsed::Foreign;
+    };
     Parsed::Head(Head {
         length,
         headers_at,
@@ -120,7 +132,9 @@ fn body_framing(headers: &[httparse::Header<'_>]) -> Result<BodyFraming, Malform
     let mut length = None;
     let mut chunked = false;
     for header in headers {
-        let value = std::str::from_utf8(header.value).map(str::trim).unwrap_or_default();
+        let value = std::str::from_utf8(header.value)
+            .map(str::trim)
+            .unwrap_or_default();
         if header.name.eq_ignore_ascii_case("content-length") {
             let parsed: u64 = value.parse().map_err(|_| Malformed)?;
             if length.replace(parsed).is_some_and(|earlier| earlier != parsed) {
@@ -134,13 +148,20 @@ fn body_framing(headers: &[httparse::Header<'_>]) -> Result<BodyFraming, Malform
             }
         }
     }
-    Ok(if chunked { BodyFraming::Chunked(Chunk::Size(0)) } else { BodyFraming::Length(length.unwrap_or(0)) })
+    Ok(if chunked {
+        BodyFraming::Chunked(Chunk::Size(0))
+    } else {
+        BodyFraming::Length(length.unwrap_or(0))
+    })
 }
 
 fn after_request_line(bytes: &[u8]) -> Option<usize> {
     // Empty lines before the request line are allowed (RFC 9112 §2.2).
     let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n'))?;
-    bytes[start..].iter().position(|&b| b == b'\n').map(|at| start + at + 1)
+    bytes[start..]
+        .iter()
+        .position(|&b| b == b'\n')
+        .map(|at| start + at + 1)
 }
 
 impl BodyFraming {
@@ -196,7 +217,9 @@ impl Chunk {
             (Self::Size(size), b';' | b' ' | b'\t') => Self::Extension(size),
             (Self::Size(size), digit) => {
                 let digit = char::from(digit).to_digit(16).ok_or(Malformed)?;
-                let size = size.checked_mul(16).and_then(|size| size.checked_add(u64::from(digit)));
+                let size = size
+                    .checked_mul(16)
+                    .and_then(|size| size.checked_add(u64::from(digit)));
                 Self::Size(size.ok_or(Malformed)?)
             }
             (Self::DataEnd, b'\n') => Self::Size(0),
@@ -234,9 +257,19 @@ mod tests {
             ("/exec/x/json", false),
             ("/containers/exec/start", false),
         ] {
-            assert_eq!(head(&format!("POST {path} HTTP/1.1\r\nHost: d\r\n\r\n")).takes_over, expected, "{path}");
-            assert!(!head(&format!("GET {path} HTTP/1.1\r\nHost: d\r\n\r\n")).takes_over, "GET {path}");
-            assert!(!head(&format!("POST {path} HTTP/1.0\r\n\r\n")).takes_over, "HTTP/1.0 {path}");
+            assert_eq!(
+                head(&format!("POST {path} HTTP/1.1\r\nHost: d\r\n\r\n")).takes_over,
+                expected,
+                "{path}"
+            );
+            assert!(
+                !head(&format!("GET {path} HTTP/1.1\r\nHost: d\r\n\r\n")).takes_over,
+                "GET {path}"
+            );
+            assert!(
+                !head(&format!("POST {path} HTTP/1.0\r\n\r\n")).takes_over,
+                "HTTP/1.0 {path}"
+            );
         }
     }
 
@@ -252,10 +285,16 @@ mod tests {
 
     #[test]
     fn what_is_no_http_1_request_is_foreign() {
-        assert!(matches!(parse_head(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Parsed::Foreign));
+        assert!(matches!(
+            parse_head(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            Parsed::Foreign
+        ));
         assert!(matches!(parse_head(b"PRI * H"), Parsed::Partial));
         assert!(matches!(parse_head(b"\x16\x03\x01\x02"), Parsed::Foreign));
-        assert!(matches!(parse_head(b"POST /x HTTP/1.1\r\nContent-Length: x\r\n\r\n"), Parsed::Foreign));
+        assert!(matches!(
+            parse_head(b"POST /x HTTP/1.1\r\nContent-Length: x\r\n\r\n"),
+            Parsed::Foreign
+        ));
         assert!(matches!(
             parse_head(b"POST /x HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),
             Parsed::Foreign
@@ -279,7 +318,11 @@ mod tests {
                     break;
                 }
             }
-            assert_eq!((taken, framing.is_done()), (body.len(), true), "in steps of {step}");
+            assert_eq!(
+                (taken, framing.is_done()),
+                (body.len(), true),
+                "in steps of {step}"
+            );
         }
         for bad in [&b"x\r\n"[..], b"ffffffffffffffffff\r\n", b"1\r\nab"] {
             assert!(BodyFraming::Chunked(Chunk::Size(0)).take(bad).is_err(), "{bad:?}");

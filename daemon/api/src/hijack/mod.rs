@@ -152,8 +152,15 @@ impl<T> HijackIo<T> {
         }
         self.requests += 1;
         self.exchange.bare.store(bare, Ordering::Release);
-        self.watched = (bare || head.upgrade).then(|| Watched { head: BytesMut::new(), bare });
-        self.reading = if head.body.is_done() { Reading::Busy } else { Reading::Body(head.body) };
+        self.watched = (bare || head.upgrade).then(|| Watched {
+            head: BytesMut::new(),
+            bare,
+        });
+        self.reading = if head.body.is_done() {
+            Reading::Busy
+        } else {
+            Reading::Body(head.body)
+        };
     }
 
     /// Decides what of `received` may be released; `false` when more bytes are needed first.
@@ -210,7 +217,11 @@ impl<T> HijackIo<T> {
             match status_of(&watched.head) {
                 Some(101) => {
                     let head = watched.head.split_to(end);
-                    self.outgoing.extend_from_slice(&if watched.bare { bare_head(&head) } else { head.to_vec() });
+                    self.outgoing.extend_from_slice(&if watched.bare {
+                        bare_head(&head)
+                    } else {
+                        head.to_vec()
+                    });
                     self.reading = Reading::Through;
                     break;
                 }
@@ -226,7 +237,10 @@ impl<T> HijackIo<T> {
 
 /// Length of the head at the beginning of `bytes`, if it is complete.
 fn head_end(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+    bytes
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .map(|at| at + 4)
 }
 
 fn status_of(head: &[u8]) -> Option<u16> {
@@ -249,7 +263,11 @@ impl<T: AsyncRead + Unpin> HijackIo<T> {
     /// Reads from the client into `received`; sets `eof` at the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.received.reserve(8 * 1024);
-        let count = ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.inner), cx, &mut self.received))?;
+        let count = ready!(tokio_util::io::poll_read_buf(
+            Pin::new(&mut self.inner),
+            cx,
+            &mut self.received
+        ))?;
         self.eof = count == 0;
         Poll::Ready(Ok(()))
     }
@@ -339,7 +357,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for HijackIo<T> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.watched.is_some() {
-            let first = data.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
+            let first = data
+                .iter()
+                .find(|slice| !slice.is_empty())
+                .map_or(&[][..], |slice| slice);
             return Pin::new(this).poll_write(cx, first);
         }
         ready!(this.poll_drain(cx))?;

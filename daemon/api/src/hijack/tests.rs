@@ -21,11 +21,16 @@ async fn answer(
 ) -> Response<Body> {
     let path = request.uri().path().to_owned();
     if path == "/containers/missing/attach" {
-        return Response::builder().status(StatusCode::NOT_FOUND).body(Body::from("missing")).unwrap();
+        return Response::builder()
+            .status(StatusCode::NOT_FOUND)
+            .body(Body::from("missing"))
+            .unwrap();
     }
     if path.ends_with("/attach") || path.ends_with("/start") {
         let upgrade = hyper::upgrade::on(&mut request);
-        let body = axum::body::to_bytes(Body::new(request.into_body()), 1024).await.unwrap();
+        let body = axum::body::to_bytes(Body::new(request.into_body()), 1024)
+            .await
+            .unwrap();
         tokio::spawn(async move {
             let mut client = TokioIo::new(upgrade.await.unwrap());
             client.write_all(&body).await.unwrap();
@@ -42,7 +47,10 @@ async fn answer(
         return Response::builder()
             .status(StatusCode::SWITCHING_PROTOCOLS)
             .extension(hyper::ext::ReasonPhrase::from_static(b"UPGRADED"))
-            .header(header::CONTENT_TYPE, if exchange.is_bare() { "bare" } else { "framed" })
+            .header(
+                header::CONTENT_TYPE,
+                if exchange.is_bare() { "bare" } else { "framed" },
+            )
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "tcp")
             .body(Body::empty())
@@ -57,7 +65,9 @@ async fn answer(
         });
         return Response::new(Body::from_stream(stream));
     }
-    let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20).await.unwrap();
+    let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20)
+        .await
+        .unwrap();
     Response::new(Body::from([path.as_bytes(), b":", &body].concat()))
 }
 
@@ -111,7 +121,10 @@ async fn attach_without_upgrade_is_answered_with_a_bare_200() {
     let head = read_until(&mut client, "\r\n\r\n").await.to_ascii_lowercase();
     assert!(head.starts_with("http/1.1 200 ok\r\n"), "{head}");
     assert!(head.contains("content-type: bare\r\n"), "{head}");
-    assert!(!head.contains("upgrade") && !head.contains("connection") && !head.contains("length"), "{head}");
+    assert!(
+        !head.contains("upgrade") && !head.contains("connection") && !head.contains("length"),
+        "{head}"
+    );
     send(&mut client, "hello").await;
     assert_eq!(read_until(&mut client, "HELLO").await, "HELLO");
     client.shutdown().await.unwrap();
@@ -121,10 +134,17 @@ async fn attach_without_upgrade_is_answered_with_a_bare_200() {
 #[tokio::test]
 async fn attach_with_upgrade_keeps_its_101() {
     let (mut client, _) = connect();
-    send(&mut client, "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\nUpgrade: tcp\r\nConnection: Upgrade\r\n\r\n").await;
+    send(
+        &mut client,
+        "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\nUpgrade: tcp\r\nConnection: Upgrade\r\n\r\n",
+    )
+    .await;
     let head = read_until(&mut client, "\r\n\r\n").await.to_ascii_lowercase();
     assert!(head.starts_with("http/1.1 101 upgraded\r\n"), "{head}");
-    assert!(head.contains("content-type: framed\r\n") && head.contains("upgrade: tcp\r\n"), "{head}");
+    assert!(
+        head.contains("content-type: framed\r\n") && head.contains("upgrade: tcp\r\n"),
+        "{head}"
+    );
     send(&mut client, "x").await;
     assert_eq!(read_until(&mut client, "X").await, "X");
 }
@@ -133,7 +153,8 @@ async fn attach_with_upgrade_keeps_its_101() {
 async fn input_and_half_close_sent_with_the_request_reach_the_tunnel() {
     for headers in ["", "Upgrade: tcp\r\nConnection: Upgrade\r\n"] {
         let (client, _) = connect();
-        let request = format!("POST /containers/x/attach HTTP/1.1\r\nHost: d\r\n{headers}\r\nGET / early input");
+        let request =
+            format!("POST /containers/x/attach HTTP/1.1\r\nHost: d\r\n{headers}\r\nGET / early input");
         // The connection holds 64 bytes: sending and receiving must overlap.
         let (mut reader, mut writer) = tokio::io::split(client);
         let sending = async move {
@@ -166,13 +187,41 @@ async fn exec_start_reads_its_body_first_and_survives_any_split() {
 async fn errors_pass_unchanged_and_the_connection_lives_on() {
     let (mut client, _) = connect();
     send(&mut client, "GET /first HTTP/1.1\r\nHost: d\r\n\r\n").await;
-    assert!(read_until(&mut client, "/first:").await.starts_with("HTTP/1.1 200 OK"));
-    send(&mut client, "POST /containers/missing/attach HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n").await;
-    assert!(read_until(&mut client, "\r\n\r\nmissing").await.starts_with("HTTP/1.1 404 Not Found"));
-    send(&mut client, "POST /second HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n").await;
-    assert!(read_until(&mut client, "/second:abc").await.starts_with("HTTP/1.1 200 OK"));
-    send(&mut client, "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\n\r\n").await;
-    assert!(read_until(&mut client, "\r\n\r\n").await.starts_with("HTTP/1.1 200 OK"));
+    assert!(
+        read_until(&mut client, "/first:")
+            .await
+            .starts_with("HTTP/1.1 200 OK")
+    );
+    send(
+        &mut client,
+        "POST /containers/missing/attach HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n",
+    )
+    .await;
+    assert!(
+        read_until(&mut client, "\r\n\r\nmissing")
+            .await
+            .starts_with("HTTP/1.1 404 Not Found")
+    );
+    send(
+        &mut client,
+        "POST /second HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    )
+    .await;
+    assert!(
+        read_until(&mut client, "/second:abc")
+            .await
+            .starts_with("HTTP/1.1 200 OK")
+    );
+    send(
+        &mut client,
+        "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\n\r\n",
+    )
+    .await;
+    assert!(
+        read_until(&mut client, "\r\n\r\n")
+            .await
+            .starts_with("HTTP/1.1 200 OK")
+    );
     client.shutdown().await.unwrap();
     assert_eq!(read_to_end(&mut client).await, "bye");
 }
@@ -182,13 +231,19 @@ async fn pipelined_requests_are_answered_in_turn_even_when_the_client_closes_ear
     let (client, _) = connect();
     let (mut reader, mut writer) = tokio::io::split(client);
     let sending = async move {
-        writer.write_all(b"GET /a HTTP/1.1\r\nHost: d\r\n\r\nGET /b HTTP/1.1\r\nHost: d\r\n\r\n").await.unwrap();
+        writer
+            .write_all(b"GET /a HTTP/1.1\r\nHost: d\r\n\r\nGET /b HTTP/1.1\r\nHost: d\r\n\r\n")
+            .await
+            .unwrap();
         writer.shutdown().await.unwrap();
     };
     let mut got = String::new();
     let (received, ()) = tokio::join!(reader.read_to_string(&mut got), sending);
     received.unwrap();
-    assert!(got.contains("\r\n\r\n/a:HTTP/1.1 200 OK") && got.ends_with("\r\n\r\n/b:"), "{got}");
+    assert!(
+        got.contains("\r\n\r\n/a:HTTP/1.1 200 OK") && got.ends_with("\r\n\r\n/b:"),
+        "{got}"
+    );
 }
 
 #[tokio::test]
@@ -196,7 +251,10 @@ async fn a_client_that_leaves_ends_its_stream() {
     let (mut client, mut gone) = connect();
     send(&mut client, "GET /stream HTTP/1.1\r\nHost: d\r\n\r\n").await;
     let head = read_until(&mut client, "\r\n\r\n").await;
-    assert!(head.starts_with("HTTP/1.1 200 OK"), "headers come before the first chunk: {head}");
+    assert!(
+        head.starts_with("HTTP/1.1 200 OK"),
+        "headers come before the first chunk: {head}"
+    );
     drop(client);
     assert_eq!(gone.recv().await, Some("gone"));
 }
@@ -213,11 +271,17 @@ async fn http_2_with_prior_knowledge_passes_through() {
         let _ = builder.serve_connection_with_upgrades(io, service).await;
     });
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client))
+            .await
+            .unwrap();
     tokio::spawn(connection);
-    let request = Request::post("http://d/containers/x/attach").body(Body::empty()).unwrap();
+    let request = Request::post("http://d/containers/x/attach")
+        .body(Body::empty())
+        .unwrap();
     let response = sender.send_request(request).await.unwrap();
-    let body = axum::body::to_bytes(Body::new(response.into_body()), 64).await.unwrap();
+    let body = axum::body::to_bytes(Body::new(response.into_body()), 64)
+        .await
+        .unwrap();
     assert_eq!(&body[..], b"HTTP/2.0");
 }
 
@@ -225,5 +289,8 @@ async fn http_2_with_prior_knowledge_passes_through() {
 async fn garbage_is_hyper_s_to_refuse() {
     let (mut client, _) = connect();
     send(&mut client, "\x00\x01 nonsense\r\n\r\n").await;
-    assert!(read_to_end(&mut client).await.starts_with("HTTP/1.1 400"), "a bad request is answered and closed");
+    assert!(
+        read_to_end(&mut client).await.starts_with("HTTP/1.1 400"),
+        "a bad request is answered and closed"
+    );
 }

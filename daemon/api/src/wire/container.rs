@@ -71,17 +71,25 @@ impl<'a> Summary<'a> {
             image_id: &record.image,
             command: command(&record.path, &record.args),
             created: record.created.as_second(),
-            ports: if status.running { ports(&record.config) } else { Vec::new() },
+            ports: if status.running {
+                ports(&record.config)
+            } else {
+                Vec::new()
+            },
             size_rw: None,
             size_root_fs: None,
-            labels: labels.map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+            labels: labels
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect(),
             state: status.word,
             status: status_text(&status, now),
             host_config: SummaryHostConfig {
                 network_mode: &record.host_config.network_mode,
                 annotations: record.host_config.annotations.as_ref(),
             },
-            network_settings: SummaryNetworkSettings { networks: endpoints(view) },
+            network_settings: SummaryNetworkSettings {
+                networks: endpoints(view),
+            },
             mounts: &record.mounts,
         }
     }
@@ -95,17 +103,28 @@ impl<'a> Summary<'a> {
 /// The command line as `docker ps` shows it; arguments with spaces in quotes.
 fn command(path: &str, args: &[String]) -> String {
     args.iter().fold(path.to_owned(), |line, arg| {
-        if arg.contains(' ') { format!("{line} '{arg}'") } else { format!("{line} {arg}") }
+        if arg.contains(' ') {
+            format!("{line} '{arg}'")
+        } else {
+            format!("{line} {arg}")
+        }
     })
 }
 
 /// The ports the image says it listens on; none is published.
 fn ports(config: &ContainerConfig) -> Vec<Port<'_>> {
-    let exposed = config.exposed_ports.iter().flatten().map(|(port, _)| port.as_str());
+    let exposed = config
+        .exposed_ports
+        .iter()
+        .flatten()
+        .map(|(port, _)| port.as_str());
     exposed
         .filter_map(|port| {
             let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-            Some(Port { private_port: number.parse().ok()?, protocol })
+            Some(Port {
+                private_port: number.parse().ok()?,
+                protocol,
+            })
         })
         .collect()
 }
@@ -234,7 +253,13 @@ impl<'a> NetworkSettings<'a> {
         let sandbox = view.sandbox.as_ref();
         let bridge = sandbox.and_then(|s| s.endpoints.iter().find(|endpoint| endpoint.network == "bridge"));
         let running = view.state.status().running;
-        let exposed = view.record.config.exposed_ports.iter().flatten().filter(|_| running);
+        let exposed = view
+            .record
+            .config
+            .exposed_ports
+            .iter()
+            .flatten()
+            .filter(|_| running);
         Self {
             bridge: "",
             // Sandboxes are named after their container.
@@ -249,14 +274,26 @@ impl<'a> NetworkSettings<'a> {
             link_local_ipv6_prefix_len: 0,
             secondary_ip_addresses: None,
             secondary_ipv6_addresses: None,
-            endpoint_id: bridge.map(|endpoint| endpoint.endpoint_id.as_str()).unwrap_or_default(),
-            gateway: bridge.and_then(|e| e.gateway).map(|gateway| gateway.to_string()).unwrap_or_default(),
+            endpoint_id: bridge
+                .map(|endpoint| endpoint.endpoint_id.as_str())
+                .unwrap_or_default(),
+            gateway: bridge
+                .and_then(|e| e.gateway)
+                .map(|gateway| gateway.to_string())
+                .unwrap_or_default(),
             global_ipv6_address: "",
             global_ipv6_prefix_len: 0,
-            ip_address: bridge.and_then(|e| e.address).map(|address| address.to_string()).unwrap_or_default(),
-            ip_prefix_len: bridge.filter(|e| e.address.is_some()).map_or(0, |endpoint| endpoint.prefix_len),
+            ip_address: bridge
+                .and_then(|e| e.address)
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            ip_prefix_len: bridge
+                .filter(|e| e.address.is_some())
+                .map_or(0, |endpoint| endpoint.prefix_len),
             ipv6_gateway: "",
-            mac_address: bridge.map(|endpoint| endpoint.mac_address.as_str()).unwrap_or_default(),
+            mac_address: bridge
+                .map(|endpoint| endpoint.mac_address.as_str())
+                .unwrap_or_default(),
             networks: endpoints(view),
         }
     }

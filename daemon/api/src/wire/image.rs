@@ -111,7 +111,11 @@ struct Metadata {
 
 impl<'a> Inspect<'a> {
     pub(crate) fn new(image: &'a ImageView, storage_driver: &'a str, version: ApiVersion) -> Self {
-        let docker_version = image.raw_config.get("docker_version").and_then(|v| v.as_str()).unwrap_or_default();
+        let docker_version = image
+            .raw_config
+            .get("docker_version")
+            .and_then(|v| v.as_str())
+            .unwrap_or_default();
         Self {
             id: &image.id,
             repo_tags: &image.tags,
@@ -128,8 +132,13 @@ impl<'a> Inspect<'a> {
             size: image.size,
             virtual_size: (version <= LAST_WITH_VIRTUAL_SIZE).then_some(image.size),
             graph_driver: GraphDriver::new(storage_driver),
-            root_fs: RootFs { kind: "layers", layers: &image.layers },
-            metadata: Metadata { last_tag_time: time::rfc3339(image.last_tagged) },
+            root_fs: RootFs {
+                kind: "layers",
+                layers: &image.layers,
+            },
+            metadata: Metadata {
+                last_tag_time: time::rfc3339(image.last_tagged),
+            },
         }
     }
 }
@@ -177,7 +186,10 @@ mod tests {
             os: "linux".into(),
             author: String::new(),
             comment: String::new(),
-            config: ContainerConfig { cmd: Some(vec!["sh".into()]), ..ContainerConfig::default() },
+            config: ContainerConfig {
+                cmd: Some(vec!["sh".into()]),
+                ..ContainerConfig::default()
+            },
             layers: vec!["sha256:cc".into()],
             top_layer: Some("sha256:cc".into()),
             raw_config: Value::Null,
@@ -198,7 +210,10 @@ mod tests {
         image.tags.clear();
         image.digests.clear();
         let of = |version| serde_json::to_value(Summary::new(&image, ApiVersion(version))).unwrap();
-        assert_eq!((&of(43)["RepoTags"], &of(43)["VirtualSize"]), (&json!([]), &json!(4_000_000)));
+        assert_eq!(
+            (&of(43)["RepoTags"], &of(43)["VirtualSize"]),
+            (&json!([]), &json!(4_000_000))
+        );
         assert_eq!(of(42)["RepoTags"], json!(["<none>:<none>"]));
     }
 
@@ -207,7 +222,10 @@ mod tests {
         let image = image();
         let value = serde_json::to_value(Inspect::new(&image, "overlay2", ApiVersion(51))).unwrap();
         assert_eq!(value["GraphDriver"], json!({"Data": null, "Name": "overlay2"}));
-        assert_eq!(value["RootFS"], json!({"Type": "layers", "Layers": ["sha256:cc"]}));
+        assert_eq!(
+            value["RootFS"],
+            json!({"Type": "layers", "Layers": ["sha256:cc"]})
+        );
         assert_eq!(value["Metadata"]["LastTagTime"], "0001-01-01T00:00:00Z");
         assert_eq!(value["Config"]["Cmd"], json!(["sh"]));
         assert_eq!(value["Created"], "2026-11-21T10:00:00Z");

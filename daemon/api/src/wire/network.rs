@@ -85,14 +85,25 @@ impl<'a> Network<'a> {
             driver: &network.driver,
             enable_ipv4: true,
             enable_ipv6: false,
-            ipam: Ipam { driver: "default", options: None, config: network.subnets.iter().map(subnet).collect() },
+            ipam: Ipam {
+                driver: "default",
+                options: None,
+                config: network.subnets.iter().map(subnet).collect(),
+            },
             internal: false,
             attachable: false,
             ingress: false,
             config_from: ConfigFrom { network: "" },
             config_only: false,
-            containers: running.iter().filter_map(|view| Connected::find(view, &network.id)).collect(),
-            options: network.options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+            containers: running
+                .iter()
+                .filter_map(|view| Connected::find(view, &network.id))
+                .collect(),
+            options: network
+                .options
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_str()))
+                .collect(),
             labels: BTreeMap::new(),
         }
     }
@@ -100,9 +111,16 @@ impl<'a> Network<'a> {
 
 impl<'a> Connected<'a> {
     fn find(view: &'a ContainerView, network_id: &str) -> Option<(&'a str, Self)> {
-        let endpoint = view.sandbox.as_ref()?.endpoints.iter().find(|endpoint| endpoint.network_id == network_id)?;
-        let ipv4_address =
-            endpoint.address.map(|address| format!("{address}/{}", endpoint.prefix_len)).unwrap_or_default();
+        let endpoint = view
+            .sandbox
+            .as_ref()?
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.network_id == network_id)?;
+        let ipv4_address = endpoint
+            .address
+            .map(|address| format!("{address}/{}", endpoint.prefix_len))
+            .unwrap_or_default();
         let connected = Self {
             name: &view.record.name,
             endpoint_id: &endpoint.endpoint_id,
@@ -146,7 +164,11 @@ pub(crate) struct EndpointSettings<'a> {
 
 impl<'a> EndpointSettings<'a> {
     fn new(requested: Option<&'a Value>, endpoint: Option<&'a Endpoint>) -> Self {
-        let asked = |name: &str| requested.and_then(|settings| settings.get(name)).filter(|value| !value.is_null());
+        let asked = |name: &str| {
+            requested
+                .and_then(|settings| settings.get(name))
+                .filter(|value| !value.is_null())
+        };
         Self {
             ipam_config: asked("IPAMConfig"),
             links: asked("Links"),
@@ -157,11 +179,23 @@ impl<'a> EndpointSettings<'a> {
                 .unwrap_or_default(),
             driver_opts: asked("DriverOpts"),
             gw_priority: asked("GwPriority").and_then(Value::as_i64).unwrap_or(0),
-            network_id: endpoint.map(|endpoint| endpoint.network_id.as_str()).unwrap_or_default(),
-            endpoint_id: endpoint.map(|endpoint| endpoint.endpoint_id.as_str()).unwrap_or_default(),
-            gateway: endpoint.and_then(|e| e.gateway).map(|gateway| gateway.to_string()).unwrap_or_default(),
-            ip_address: endpoint.and_then(|e| e.address).map(|address| address.to_string()).unwrap_or_default(),
-            ip_prefix_len: endpoint.filter(|e| e.address.is_some()).map_or(0, |endpoint| endpoint.prefix_len),
+            network_id: endpoint
+                .map(|endpoint| endpoint.network_id.as_str())
+                .unwrap_or_default(),
+            endpoint_id: endpoint
+                .map(|endpoint| endpoint.endpoint_id.as_str())
+                .unwrap_or_default(),
+            gateway: endpoint
+                .and_then(|e| e.gateway)
+                .map(|gateway| gateway.to_string())
+                .unwrap_or_default(),
+            ip_address: endpoint
+                .and_then(|e| e.address)
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            ip_prefix_len: endpoint
+                .filter(|e| e.address.is_some())
+                .map_or(0, |endpoint| endpoint.prefix_len),
             ipv6_gateway: "",
             global_ipv6_address: "",
             global_ipv6_prefix_len: 0,
@@ -174,8 +208,9 @@ impl<'a> EndpointSettings<'a> {
 pub(crate) fn endpoints(view: &ContainerView) -> BTreeMap<&str, EndpointSettings<'_>> {
     let requested = &view.record.networking.endpoints_config;
     let connected = view.sandbox.iter().flat_map(|sandbox| &sandbox.endpoints);
-    let mut networks: BTreeMap<&str, Option<&Endpoint>> =
-        connected.map(|endpoint| (endpoint.network.as_str(), Some(endpoint))).collect();
+    let mut networks: BTreeMap<&str, Option<&Endpoint>> = connected
+        .map(|endpoint| (endpoint.network.as_str(), Some(endpoint)))
+        .collect();
     for name in requested.keys() {
         networks.entry(network_name(name)).or_default();
     }
@@ -183,7 +218,11 @@ pub(crate) fn endpoints(view: &ContainerView) -> BTreeMap<&str, EndpointSettings
     if !matches!(NetworkMode::parse(mode), NetworkMode::Container(_)) {
         networks.entry(network_name(mode)).or_default();
     }
-    let settings_of = |name: &str| requested.get(name).or_else(|| requested.get("default").filter(|_| name == "bridge"));
+    let settings_of = |name: &str| {
+        requested
+            .get(name)
+            .or_else(|| requested.get("default").filter(|_| name == "bridge"))
+    };
     networks
         .into_iter()
         .map(|(name, endpoint)| (name, EndpointSettings::new(settings_of(name), endpoint)))

@@ -17,7 +17,10 @@ fn at(text: &str) -> Timestamp {
 }
 
 fn running() -> State {
-    State::Running { pid: 42, started_at: at("2026-11-21T11:59:55.5Z") }
+    State::Running {
+        pid: 42,
+        started_at: at("2026-11-21T11:59:55.5Z"),
+    }
 }
 
 fn exited(code: i32) -> State {
@@ -27,6 +30,7 @@ fn exited(code: i32) -> State {
         finished_at: at("2026-11-21T11:58:00Z"),
         oom_killed: false,
         last_failure: None,
+        cleaned: true,
     }
 }
 
@@ -37,7 +41,10 @@ fn view(state: State) -> ContainerView {
         labels: Some([("a".to_owned(), "1".to_owned())].into()),
         ..ContainerConfig::default()
     };
-    let host_config = HostConfig { network_mode: "bridge".into(), ..HostConfig::default() };
+    let host_config = HostConfig {
+        network_mode: "bridge".into(),
+        ..HostConfig::default()
+    };
     let record = Record {
         version: 1,
         id: "ab".repeat(32),
@@ -51,7 +58,8 @@ fn view(state: State) -> ContainerView {
         args: vec!["-c".into(), "exit 3".into()],
         config,
         host_config,
-        networking: serde_json::from_value(json!({"EndpointsConfig": {"bridge": {"Aliases": ["db"]}}})).unwrap(),
+        networking: serde_json::from_value(json!({"EndpointsConfig": {"bridge": {"Aliases": ["db"]}}}))
+            .unwrap(),
         mounts: vec![MountPoint {
             kind: "bind".into(),
             source: "/srv".into(),
@@ -62,7 +70,14 @@ fn view(state: State) -> ContainerView {
         }],
         directory: "/root/containers/x".into(),
     };
-    ContainerView { record: Arc::new(record), state, restart_count: 0, sandbox: None, exits: 0, last_exit: 0 }
+    ContainerView {
+        record: Arc::new(record),
+        state,
+        restart_count: 0,
+        sandbox: None,
+        exits: 0,
+        last_exit: 0,
+    }
 }
 
 fn connected(mut view: ContainerView) -> ContainerView {
@@ -95,9 +110,24 @@ fn status_texts_are_docker_s() {
     assert_eq!(text(running()), "Up 4 seconds");
     assert_eq!(text(exited(0)), "Exited (0) 2 minutes ago");
     assert_eq!(text(exited(137)), "Exited (137) 2 minutes ago");
-    assert_eq!(text(State::Removing { previous: Box::new(exited(0)) }), "Removal In Progress");
-    assert_eq!(text(State::Dead { reason: "disk".into() }), "Dead");
-    assert_eq!(text(State::Starting { previous: Box::new(exited(0)) }), "Exited (0) 2 minutes ago");
+    assert_eq!(
+        text(State::Removing {
+            previous: Box::new(exited(0))
+        }),
+        "Removal In Progress"
+    );
+    assert_eq!(
+        text(State::Dead {
+            reason: "disk".into()
+        }),
+        "Dead"
+    );
+    assert_eq!(
+        text(State::Starting {
+            previous: Box::new(exited(0))
+        }),
+        "Exited (0) 2 minutes ago"
+    );
 }
 
 #[test]
@@ -108,11 +138,17 @@ fn a_running_container_in_a_list() {
     assert_eq!(value["Command"], "sh -c 'exit 3'");
     assert_eq!(value["Created"], 1_795_255_200);
     assert_eq!(value["Ports"], json!([{"PrivatePort": 80, "Type": "tcp"}]));
-    assert_eq!((&value["State"], &value["ImageID"]), (&json!("running"), &json!("sha256:cc")));
+    assert_eq!(
+        (&value["State"], &value["ImageID"]),
+        (&json!("running"), &json!("sha256:cc"))
+    );
     assert_eq!(value["HostConfig"], json!({"NetworkMode": "bridge"}));
     assert_eq!(value["Labels"], json!({"a": "1"}));
     let bridge = &value["NetworkSettings"]["Networks"]["bridge"];
-    assert_eq!((&bridge["IPAddress"], &bridge["Aliases"]), (&json!("172.17.0.2"), &json!(["db"])));
+    assert_eq!(
+        (&bridge["IPAddress"], &bridge["Aliases"]),
+        (&json!("172.17.0.2"), &json!(["db"]))
+    );
     assert_eq!(
         value["Mounts"],
         json!([{"Type": "bind", "Source": "/srv", "Destination": "/data", "Mode": "ro", "RW": false,
@@ -149,8 +185,14 @@ fn inspection_of_a_running_container() {
             "FinishedAt": "0001-01-01T00:00:00Z",
         })
     );
-    assert_eq!((&value["Name"], &value["Created"]), (&json!("/web"), &json!("2026-11-21T10:00:00.25Z")));
-    assert_eq!(value["LogPath"], format!("/root/containers/x/{}-json.log", "ab".repeat(32)));
+    assert_eq!(
+        (&value["Name"], &value["Created"]),
+        (&json!("/web"), &json!("2026-11-21T10:00:00.25Z"))
+    );
+    assert_eq!(
+        value["LogPath"],
+        format!("/root/containers/x/{}-json.log", "ab".repeat(32))
+    );
     assert_eq!(value["HostsPath"], "/root/containers/x/hosts");
     assert_eq!(value["GraphDriver"]["Name"], "vfs");
     assert_eq!(value["HostConfig"]["NetworkMode"], "bridge");
@@ -167,8 +209,13 @@ fn inspection_of_a_running_container() {
 
 #[test]
 fn inspection_of_a_failed_start_shows_why() {
-    let failure = Failure { code: 127, message: "executable file not found in $PATH".into() };
-    let view = view(State::Created { last_failure: Some(failure) });
+    let failure = Failure {
+        code: 127,
+        message: "executable file not found in $PATH".into(),
+    };
+    let view = view(State::Created {
+        last_failure: Some(failure),
+    });
     let value = serde_json::to_value(Inspect::new(&view, Some(ContainerSize { rw: 1, root_fs: 2 }))).unwrap();
     assert_eq!(value["State"]["ExitCode"], 127);
     assert_eq!(value["State"]["Error"], "executable file not found in $PATH");
