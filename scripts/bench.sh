@@ -3,8 +3,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need_build_tools
 need_runtime_tools
-need docker-registry docker-registry
-has busybox || missing+=(busybox-static)
+need_local_images
 [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 install_docker_cli
 open_devices

@@ -3,8 +3,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need_build_tools
 need_runtime_tools
-need docker-registry docker-registry
-has busybox || missing+=(busybox-static)
+need_local_images
 need slirp4netns slirp4netns     # both ways out are tested
 need pasta passt
 need crun crun                   # an external OCI runtime

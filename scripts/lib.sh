@@ -69,6 +69,12 @@ need_runtime_tools() {
   [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 }
 
+# What an image without internet is made of: a registry, and a busybox that needs no libraries.
+need_local_images() {
+  need docker-registry docker-registry
+  has busybox && ! grep -aqm1 /ld-linux "$(command -v busybox)" || missing+=(busybox-static)
+}
+
 # The docker command-line client, and only the client: Debian's docker.io would bring a daemon along, so where there is
 # no docker-cli package the client is taken out of docker.io's archive.
 install_docker_cli() {

@@ -25,8 +25,7 @@ wanted=("${missing[@]}")
 public=yes
 if [ -n "${SKIFF_LOCAL_REGISTRY:-}" ] || ! public_registry; then
   public=no missing=()
-  need docker-registry docker-registry
-  [ -n "$(find "$(command -v busybox || echo /nonexistent)" 2>/dev/null)" ] || missing+=(busybox-static)
+  need_local_images
   [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
   wanted+=("${missing[@]}")
 fi
