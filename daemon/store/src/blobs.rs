@@ -67,7 +67,7 @@ impl Store {
         ingest.commit()
     }
 
-    /// Puts a blob that nobody needs out of the way, at once; the space is freed by [`Store::empty_trash`].
+    /// Puts a blob that nobody needs out of the way, at once; the space is freed by [`Store::purge`].
     /// The caller holds the `holdings` lock, so that no lease can be taken in between.
     pub(crate) fn discard_blob(&self, digest: &Digest) -> Result<u64> {
         let path = self.blob_path(digest);

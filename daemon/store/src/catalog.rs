@@ -181,7 +181,7 @@ impl Store {
     }
 
     /// Removes names, and an image with all its remaining names; then its layers and blobs as far as no other image,
-    /// container or lease needs them.
+    /// container or lease needs them. Removals are renames; [`Store::purge`] frees the space.
     ///
     /// # Errors
     /// `NotFound` for a name or the image; `NoSpace`; `Io`. When the clean-up after the first step fails, the image
@@ -221,7 +221,6 @@ impl Store {
             removed.layers = self.drop_chain(&image)?;
         }
         removed.blob_bytes = self.drop_blobs(&blobs)?.1;
-        self.empty_trash()?;
         Ok(removed)
     }
 

@@ -35,25 +35,62 @@ impl Steps {
     }
 }
 
-/// Replaces `directory/name` by `value` as JSON; all or nothing. Callers serialise writers of one name.
+/// Replaces `directory/name` by `value` as JSON; all or nothing, also when power fails. Callers serialise writers of
+/// one name.
 pub(crate) fn write_json<T: Serialize>(directory: &Path, name: &str, value: &T, steps: &Steps) -> Result<()> {
-    let target = directory.join(name);
     let temporary = directory.join(format!(".{name}.tmp"));
-    let text = serde_json::to_vec_pretty(value)
-        .map_err(|e| Error::invalid(format!("encode {}", target.display())).caused_by(e))?;
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(&text)?;
-        file.sync_all()
-    });
-    if let Err(error) = written {
-        // Most likely the disk is full: give the space back, keep the first error.
-        let _ = fs::remove_file(&temporary);
-        return Err(Error::io(format!("write {}", temporary.display()), error));
-    }
+    stage(&temporary, value, Flush::Now)?;
     steps.after("metadata written");
-    fs::rename(&temporary, &target).map_err(|e| Error::io(format!("rename to {}", target.display()), e))?;
+    publish(&temporary, &directory.join(name))?;
     steps.after("metadata renamed");
     sync_directory(directory)
+}
+
+/// As [`write_json`], but only a kill is survived: after a power failure the file may be the old one, missing, or
+/// unreadable. For records that are not trusted then.
+pub(crate) fn write_json_lightly<T: Serialize>(
+    directory: &Path,
+    name: &str,
+    value: &T,
+    steps: &Steps,
+) -> Result<()> {
+    let temporary = directory.join(format!(".{name}.tmp"));
+    stage(&temporary, value, Flush::Later)?;
+    steps.after("layer record written");
+    publish(&temporary, &directory.join(name))
+}
+
+/// Whether to wait for the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flush {
+    /// fsync(2).
+    Now,
+    /// Leave it to the kernel.
+    Later,
+}
+
+/// Writes `value` to a temporary file.
+pub(crate) fn stage<T: Serialize>(temporary: &Path, value: &T, flush: Flush) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::invalid(format!("encode {}", temporary.display())).caused_by(e))?;
+    let written = File::create(temporary).and_then(|mut file| {
+        file.write_all(&text)?;
+        if flush == Flush::Now {
+            file.sync_all()
+        } else {
+            Ok(())
+        }
+    });
+    written.map_err(|error| {
+        // Most likely the disk is full: give the space back, keep the first error.
+        let _ = fs::remove_file(temporary);
+        Error::io(format!("write {}", temporary.display()), error)
+    })
+}
+
+/// Gives a staged file its name.
+pub(crate) fn publish(temporary: &Path, target: &Path) -> Result<()> {
+    fs::rename(temporary, target).map_err(|e| Error::io(format!("rename to {}", target.display()), e))
 }
 
 /// Reads JSON; `None` when the file does not exist.

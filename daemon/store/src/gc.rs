@@ -54,10 +54,18 @@ impl Store {
         };
         self.drop_unneeded_blobs(options.grace, &mut report)?;
         self.drop_partials(options.grace, &mut report)?;
-        self.empty_trash()?;
         report.snapshots = self.drop_orphan_snapshots(&options.containers)?;
-        report.bytes += self.inner.driver.purge()?;
+        report.bytes += self.purge()?;
         Ok(report)
+    }
+
+    /// Frees the space of what was removed; nothing waits for it. Returns the driver's bytes.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn purge(&self) -> Result<u64> {
+        self.empty_trash()?;
+        Ok(self.inner.driver.purge()?)
     }
 
     /// Removes an image's layers from the top until one is needed by somebody else. Returns what went, top first.

@@ -169,13 +169,15 @@ impl Ingest {
     /// `Corrupt` when digest or size are wrong (the partial file is removed, except when it is merely short: then it
     /// can be resumed); `NoSpace`; `Io`.
     pub fn commit(mut self) -> Result<()> {
-        let result = self.verify_and_rename();
+        let verified = self.verify();
+        // Followers only need to know that the bytes are right; that they are on the disk is for the registration.
         self.flow
-            .finished(result.as_ref().map(|()| ()).map_err(ToString::to_string));
-        result
+            .finished(verified.as_ref().map(|()| ()).map_err(ToString::to_string));
+        verified?;
+        self.name()
     }
 
-    fn verify_and_rename(&mut self) -> Result<()> {
+    fn verify(&mut self) -> Result<()> {
         if self.written < self.size {
             return Err(Error::corrupt(format!(
                 "blob {} is truncated: {} of {} bytes",
@@ -191,14 +193,16 @@ impl Ingest {
                 self.digest
             )));
         }
+        Ok(())
+    }
+
+    fn name(&self) -> Result<()> {
         let steps = &self.store.inner.steps;
         steps.after("blob written");
         self.file
             .sync_all()
             .map_err(|e| Error::io(format!("fsync {}", self.path.display()), e))?;
-        let target = self.store.blob_path(&self.digest);
-        fs::rename(&self.path, &target)
-            .map_err(|e| Error::io(format!("rename to {}", target.display()), e))?;
+        durable::publish(&self.path, &self.store.blob_path(&self.digest))?;
         steps.after("blob renamed");
         durable::sync_directory(&self.store.inner.root.join("blobs/sha256"))
     }

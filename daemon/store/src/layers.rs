@@ -143,37 +143,45 @@ impl Store {
     /// # Errors
     /// `NoSpace`; `Io`.
     pub fn settle(&self) -> Result<()> {
-        let unsettled: Vec<LayerId> = {
+        let _one = self.inner.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let unsettled: Vec<Arc<LayerRecord>> = {
             let holdings = self.holdings();
-            let open = holdings
+            holdings
                 .layers
-                .iter()
-                .filter(|(_, record)| record.unsettled.is_some());
-            open.map(|(id, _)| id.clone()).collect()
+                .values()
+                .filter(|record| record.unsettled.is_some())
+                .cloned()
+                .collect()
         };
         if unsettled.is_empty() {
             return Ok(());
         }
         self.inner.driver.sync()?;
-        for id in unsettled {
-            // Under the lock, so that a layer removed meanwhile does not get its record back.
-            let mut holdings = self.holdings();
-            let Some(record) = holdings.layers.get_mut(&id) else {
-                continue;
-            };
-            let settled = LayerRecord {
-                unsettled: None,
-                ..LayerRecord::clone(record)
-            };
-            durable::write_json(
-                &self.layer_records(),
-                &record_name(&id),
-                &settled,
-                &self.inner.steps,
-            )?;
-            *record = Arc::new(settled);
+        let directory = self.layer_records();
+        for record in unsettled {
+            self.mark_settled(&directory, &record)?;
         }
-        Ok(())
+        durable::sync_directory(&directory)
+    }
+
+    fn mark_settled(&self, directory: &Path, record: &Arc<LayerRecord>) -> Result<()> {
+        let id = record.chain_id.to_layer_id()?;
+        let settled = LayerRecord {
+            unsettled: None,
+            ..LayerRecord::clone(record)
+        };
+        let temporary = directory.join(format!(".{}.settled.tmp", id.hex()));
+        durable::stage(&temporary, &settled, durable::Flush::Now)?;
+        let mut holdings = self.holdings();
+        match holdings.layers.get_mut(&id) {
+            Some(current) if Arc::ptr_eq(current, record) => {
+                durable::publish(&temporary, &directory.join(record_name(&id)))?;
+                *current = Arc::new(settled);
+                Ok(())
+            }
+            // Removed meanwhile, perhaps unpacked once more.
+            _ => remove_record(&temporary),
+        }
     }
 
     fn kept_blob<'a>(&self, image: &'a Image, index: usize) -> Result<&'a Descriptor> {
@@ -277,12 +285,9 @@ impl Store {
             created: Timestamp::now(),
             unsettled: Some(self.inner.boot.clone()),
         });
-        let written = durable::write_json(
-            &self.layer_records(),
-            &record_name(id),
-            record.as_ref(),
-            &self.inner.steps,
-        );
+        // Not trusted after a power failure until it is settled, so there is nothing to wait for here.
+        let (directory, name) = (self.layer_records(), record_name(id));
+        let written = durable::write_json_lightly(&directory, &name, record.as_ref(), &self.inner.steps);
         if let Err(error) = written {
             if let Err(second) = self.inner.driver.remove(SnapshotRef::Layer(id)) {
                 tracing::warn!(layer = %id, error = %second, "cannot remove a layer whose record could not be written");

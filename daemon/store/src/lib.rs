@@ -107,6 +107,7 @@ struct Inner {
     steps: Steps,
     catalog: RwLock<Arc<Catalog>>,
     writer: Mutex<()>,
+    settling: Mutex<()>,
     sweeping: RwLock<()>,
     holdings: Mutex<Holdings>,
     /// Told whenever an entry leaves `Holdings::unpacking` or `Holdings::ingesting`.
@@ -176,6 +177,7 @@ impl Store {
             steps,
             catalog: RwLock::new(Arc::new(catalog)),
             writer: Mutex::default(),
+            settling: Mutex::default(),
             sweeping: RwLock::default(),
             holdings: Mutex::new(Holdings {
                 layers,
