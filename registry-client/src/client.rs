@@ -253,7 +253,7 @@ impl Shared {
         for mirror in config.mirrors.iter().filter(|_| reference.is_docker_hub()) {
             match self.endpoints.mirror(mirror, config, rules).await {
                 Ok(endpoint) if endpoint.is_penalised() => {
-                    tracing::debug!(%mirror, "left out, it failed a moment ago")
+                    tracing::debug!(%mirror, "left out, it failed a moment ago");
                 }
                 Ok(endpoint) => sources.push(endpoint),
                 Err(error) => tracing::warn!(%mirror, %error, "the mirror cannot be used"),

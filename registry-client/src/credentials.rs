@@ -182,11 +182,19 @@ pub(crate) async fn look_up(path: &Path, server: &str, limit: Duration) -> Resul
             Error::new(ErrorKind::Configuration, text)
         }
     };
-    // The helper is a program of the user's and may wait for a key ring to be unlocked. One that never answers costs a thread.
-    let task = tokio::task::spawn_blocking(move || read_file(path, &server));
-    match tokio::time::timeout(limit, task).await {
+    // The helper is a program of the user's and may wait for a key ring to be unlocked. A thread of its own, because the runtime
+    // waits for its blocking tasks when the daemon ends, and one that never answers must not hold that up.
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    let spawned = std::thread::Builder::new()
+        .name("credentials".to_owned())
+        .spawn(move || {
+            // Nobody waits any more when the limit has passed.
+            let _ = answer.send(read_file(path, &server));
+        });
+    spawned.map_err(|e| failed(e.to_string()))?;
+    match tokio::time::timeout(limit, answered).await {
         Ok(Ok(result)) => result.map_err(failed),
-        Ok(Err(panic)) => Err(failed(panic.to_string())),
+        Ok(Err(_)) => Err(failed("the look-up panicked".to_owned())),
         Err(_) => Err(failed(format!(
             "the credential helper did not answer within {limit:?}"
         ))),
@@ -379,5 +387,13 @@ mod tests {
         std::fs::write(&path, json!({"credsStore": "skiff-no-such-helper"}).to_string()).unwrap();
         let error = look_up(&path, "x.io", Duration::from_secs(10)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn headers_never_panic(text in "[A-Za-z0-9+/=_{}\":-]{0,40}") {
+            let _ = Credentials::from_header(&text);
+            let _ = AuthConfig::from_json(text.as_bytes());
+        }
     }
 }

@@ -31,8 +31,8 @@ impl Client {
     /// `Unauthorized` when they are refused; `Unavailable`, `Tls`.
     pub async fn login(&self, server: &str, credentials: &Credentials) -> Result<Login> {
         let endpoint = self.endpoint_of(server).await?;
-        let address = address(&endpoint, ROOT);
-        let named = |error: Error| error.context(format!("Get {address:?}"));
+        // Which address it is turns out with the first answer.
+        let named = |error: Error| error.context(format!("Get {:?}", address(&endpoint, ROOT)));
         let transport = &self.shared.transport;
         let first = transport
             .exchange(&endpoint, ROOT, &HeaderMap::new(), None)
@@ -84,6 +84,7 @@ impl Client {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::Unauthorized,
             _ => ErrorKind::Unavailable,
         };
+        let address = address(&endpoint, ROOT);
         Err(Error::new(
             kind,
             format!("login attempt to {address} failed with status: {status}"),

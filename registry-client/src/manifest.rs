@@ -58,7 +58,7 @@ pub enum Body {
     /// One image.
     Image(Box<ImageManifest>),
     /// Images for several platforms.
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
 }
 
 /// The fields that tell one sort from another.
@@ -129,8 +129,8 @@ impl Manifest {
         let malformed =
             |e: serde_json::Error| corrupt(format!("malformed manifest {}: {e}", self.digest)).caused_by(e);
         if self.is_index() {
-            let index = serde_json::from_slice(&self.bytes).map_err(malformed)?;
-            return Ok(Body::Index(index));
+            let index: ImageIndex = serde_json::from_slice(&self.bytes).map_err(malformed)?;
+            return Ok(Body::Index(Box::new(index)));
         }
         let image: ImageManifest = serde_json::from_slice(&self.bytes).map_err(malformed)?;
         let config = image.config().media_type().to_string();
@@ -253,7 +253,7 @@ mod tests {
     fn index(entries: &[Value]) -> ImageIndex {
         let body = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).to_string();
         match identify(OCI_INDEX, body.as_bytes()).unwrap().parse().unwrap() {
-            Body::Index(index) => index,
+            Body::Index(index) => *index,
             Body::Image(_) => panic!("an index"),
         }
     }
@@ -386,5 +386,20 @@ mod tests {
             .parse()
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+
+    proptest::proptest! {
+        /// Any bytes, and JSON that is nearly a manifest.
+        #[test]
+        fn never_panics(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64),
+            text in r#"\{("(schemaVersion|mediaType|config|layers|manifests)":([12]|"x"|\[\]|\{\}|null),){0,4}"a":1\}"#,
+        ) {
+            for document in [bytes.as_slice(), text.as_bytes()] {
+                if let Ok(manifest) = identify(OCI_MANIFEST, document) {
+                    let _ = manifest.parse();
+                }
+            }
+        }
     }
 }

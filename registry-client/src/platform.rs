@@ -91,7 +91,7 @@ impl Platform {
                 list.push(with("386", ""));
             }
             ("arm", Some(number)) => {
-                list.extend((5..number.min(9)).rev().map(|n| with("arm", &format!("v{n}"))))
+                list.extend((5..number.min(9)).rev().map(|n| with("arm", &format!("v{n}"))));
             }
             ("arm64", number) => {
                 list.extend(

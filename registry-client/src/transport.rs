@@ -318,6 +318,10 @@ fn classify(error: &reqwest::Error, host: &str, peer: &str) -> (ErrorKind, Trans
         .iter()
         .find_map(|cause| cause.downcast_ref::<std::io::Error>());
     let deepest = causes.last().map(ToString::to_string).unwrap_or_default();
+    if let Some(alert @ rustls::Error::AlertReceived(_)) = tls {
+        // With TLS 1.3 a refused client certificate shows after the handshake.
+        return (ErrorKind::Tls, Transient::No, tls::describe(alert));
+    }
     if !error.is_connect() {
         let why = match io.map(std::io::Error::kind) {
             Some(std::io::ErrorKind::UnexpectedEof) => "unexpected EOF".to_owned(),
