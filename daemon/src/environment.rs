@@ -23,6 +23,8 @@ pub(crate) struct Environment {
     pub(crate) docker_driver: Option<String>,
     /// The `DOCKERD_ROOTLESS_ROOTLESSKIT_*` variables that are set, without that prefix, in the table's order.
     pub(crate) rootlesskit: Vec<(&'static str, String)>,
+    /// `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, or the same in small letters.
+    pub(crate) proxies: [Option<String>; 3],
     /// The working directory, for relative paths.
     pub(crate) current_dir: PathBuf,
 }
@@ -63,6 +65,8 @@ impl Environment {
                 .iter()
                 .filter_map(|name| Some((*name, text(&format!("{ROOTLESSKIT_PREFIX}{name}"))?)))
                 .collect(),
+            proxies: ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"]
+                .map(|name| text(name).or_else(|| text(&name.to_ascii_lowercase()))),
             current_dir: env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
         }
     }
@@ -75,6 +79,8 @@ pub(crate) struct UplinkWishes {
     pub(crate) program: Option<String>,
     /// Its MTU.
     pub(crate) mtu: Option<u32>,
+    /// Let containers reach the host's loopback.
+    pub(crate) host_loopback: bool,
     /// One sentence for each variable without effect.
     pub(crate) warnings: Vec<String>,
 }
@@ -89,18 +95,25 @@ impl Environment {
         for (name, value) in &self.rootlesskit {
             let full = format!("{ROOTLESSKIT_PREFIX}{name}");
             let no_effect = match (*name, value.as_str()) {
-                ("NET", "slirp4netns" | "pasta" | "vpnkit" | "lxc-user-nic" | "gvisor-tap-vsock") => {
+                ("NET", "slirp4netns" | "pasta") => {
                     wishes.program = Some(value.clone());
                     continue;
                 }
+                ("NET", "vpnkit" | "lxc-user-nic" | "gvisor-tap-vsock") => {
+                    "this version knows slirp4netns and pasta; one of them is used if it is installed"
+                }
                 ("NET", other) => {
                     return Err(format!(
-                        "{full}={other} is not supported; use slirp4netns, pasta, vpnkit or lxc-user-nic"
+                        "{full}={other} is not supported; use slirp4netns or pasta"
                     ));
                 }
                 ("MTU", text) => {
                     let mtu = text.parse().ok().filter(|mtu| (68..=65_535).contains(mtu));
                     wishes.mtu = Some(mtu.ok_or_else(|| format!("{full}={text}: expected 68 to 65535"))?);
+                    continue;
+                }
+                ("DISABLE_HOST_LOOPBACK", "false") => {
+                    wishes.host_loopback = true;
                     continue;
                 }
                 // What these ask for is how it is.

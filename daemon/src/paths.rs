@@ -17,7 +17,12 @@ pub(crate) struct Defaults {
     pub(crate) pidfile: PathBuf,
     /// `daemon.json`.
     pub(crate) config_file: PathBuf,
+    /// Certificates of registries, looked at in this order.
+    pub(crate) certificate_directories: Vec<PathBuf>,
 }
+
+/// Certificates that the machine's administrator installed.
+const SYSTEM_CERTIFICATES: &str = "/etc/docker/certs.d";
 
 /// The advice that goes with every complaint about the runtime directory.
 pub(crate) const RUNTIME_DIR_ADVICE: &str = "\
@@ -39,6 +44,7 @@ impl Defaults {
                 exec_root: "/var/run/docker".into(),
                 pidfile: "/var/run/docker.pid".into(),
                 config_file: "/etc/docker/daemon.json".into(),
+                certificate_directories: vec![SYSTEM_CERTIFICATES.into()],
             });
         }
         let Some(home) = environment.home.clone().filter(|home| home.is_absolute()) else {
@@ -59,12 +65,14 @@ impl Defaults {
                 .filter(|dir| dir.is_absolute())
                 .unwrap_or_else(|| home.join(default))
         };
+        let config = xdg(&environment.xdg_config_home, ".config").join("docker");
         Ok(Self {
             socket: runtime.join("docker.sock"),
             exec_root: runtime.join("docker"),
             pidfile: runtime.join("docker.pid"),
             data_root: xdg(&environment.xdg_data_home, ".local/share").join("docker"),
-            config_file: xdg(&environment.xdg_config_home, ".config").join("docker/daemon.json"),
+            config_file: config.join("daemon.json"),
+            certificate_directories: vec![config.join("certs.d"), SYSTEM_CERTIFICATES.into()],
         })
     }
 }

@@ -73,6 +73,12 @@ pub(crate) struct Config {
     pub(crate) uplink: Option<String>,
     /// `DOCKERD_ROOTLESS_ROOTLESSKIT_MTU`: MTU of that connection.
     pub(crate) uplink_mtu: Option<u32>,
+    /// `DOCKERD_ROOTLESS_ROOTLESSKIT_DISABLE_HOST_LOOPBACK=false`: containers may reach the host's loopback.
+    pub(crate) host_loopback: bool,
+    /// `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`.
+    pub(crate) proxies: [Option<String>; 3],
+    /// Folders with certificates of registries, `HOST[:PORT]/*.crt`; those that do not exist are skipped.
+    pub(crate) certificate_directories: Vec<PathBuf>,
     /// `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`: credentials of pulls that bring none.
     pub(crate) credentials_file: Option<PathBuf>,
     /// What was accepted and has no effect, one sentence each; logged at start.

@@ -115,6 +115,9 @@ pub(super) fn settle(
         default_runtime: both.default_runtime.filter(|name| !name.is_empty()),
         uplink: uplink.program,
         uplink_mtu: uplink.mtu,
+        host_loopback: uplink.host_loopback,
+        proxies: environment.proxies.clone(),
+        certificate_directories: defaults.certificate_directories,
         credentials_file: environment
             .docker_config
             .clone()

@@ -1,6 +1,5 @@
 //! Finding the namespaces of an earlier run: they live as long as any process in them does.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -28,7 +27,7 @@ pub(crate) fn find(record: &Record, exec_root: &Path) -> Option<Previous> {
             keeper: Some(keeper),
         });
     }
-    let namespaces = shims(exec_root).iter().find_map(holds)?;
+    let namespaces = skiff_runtime::live_shims(exec_root).iter().find_map(holds)?;
     Some(Previous {
         namespaces,
         keeper: None,
@@ -53,21 +52,6 @@ fn is_ours(namespaces: &Namespaces) -> io::Result<bool> {
     Ok(ns::id(&namespaces.user)? != ns::current(Kind::User)?
         && ns::id(&namespaces.network)? != ns::current(Kind::Network)?
         && ns::owner_uid(&namespaces.user)? == me)
-}
-
-/// The shims that are recorded, dead or alive (`skiff-runtime` writes `containers/ID/shim.pid`).
-fn shims(exec_root: &Path) -> Vec<ProcessIdentity> {
-    let Ok(containers) = fs::read_dir(exec_root.join("containers")) else {
-        return Vec::new();
-    };
-    containers
-        .filter_map(|entry| {
-            fs::read_to_string(entry.ok()?.path().join("shim.pid"))
-                .ok()?
-                .parse()
-                .ok()
-        })
-        .collect()
 }
 
 #[cfg(test)]

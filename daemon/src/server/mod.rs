@@ -245,7 +245,7 @@ async fn stop_engine(wired: &Wired, config: &Config) -> bool {
     if !config.live_restore {
         wired.stop_containers(config.shutdown_timeout).await;
     }
-    wired.finish().await
+    wired.has_running_containers()
 }
 
 /// SIGHUP is dealt with here; everything else ends the wait.
