@@ -3,9 +3,10 @@
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use skiff_core::{Error, Result};
 use skiff_sys::netns;
 
@@ -34,6 +35,8 @@ pub(crate) struct BridgeSettings {
 pub(crate) struct Bridge {
     index: u32,
     mtu: u32,
+    /// `None`: the daemon's own.
+    namespace: Option<OwnedFd>,
     socket: Mutex<Socket>,
 }
 
@@ -41,9 +44,12 @@ impl Bridge {
     /// Makes bridge, address, forwarding and packet filter rules in `namespace` (`None`: the caller's), or brings
     /// what an earlier run left to that state. Blocks for some milliseconds.
     pub(crate) fn set_up(namespace: Option<BorrowedFd<'_>>, settings: &BridgeSettings) -> Result<Self> {
-        netns::run_in(namespace, || set_up_here(settings)).map_err(|error| {
+        let failed = |error: io::Error| {
             Error::system("cannot enter the network namespace of the default bridge").caused_by(error)
-        })?
+        };
+        let kept = namespace.map(|namespace| namespace.try_clone_to_owned()).transpose().map_err(failed)?;
+        let (index, socket) = netns::run_in(namespace, || set_up_here(settings)).map_err(failed)??;
+        Ok(Self { index, mtu: settings.mtu, namespace: kept, socket: Mutex::new(socket) })
     }
 
     /// Connects the namespace `sandbox` by a veth pair: `host_name` on the bridge's side, eth0 with `mac` inside.
@@ -62,11 +68,14 @@ impl Bridge {
     }
 
     /// Removes a veth pair; it need not exist.
+    ///
+    /// Returns when the pair is out of the bridge and its name is free. The kernel then goes on freeing it for 15 to
+    /// 30 ms, and only at the end of that acknowledges the request; nobody needs to wait for it.
     pub(crate) fn unplug(&self, host_name: &str) -> Result<()> {
-        match self.socket().request(route::delete_link(host_name)) {
-            Err(error) if error.errno == rustix::io::Errno::NODEV => Ok(()),
-            other => Ok(other?),
-        }
+        let namespace = self.namespace.as_ref().map(OwnedFd::as_fd);
+        netns::run_in(namespace, || delete_link_here(host_name)).map_err(|error| {
+            Error::system("cannot enter the network namespace of the default bridge").caused_by(error)
+        })?
     }
 
     /// The names of all veth pairs of this and earlier runs.
@@ -76,18 +85,13 @@ impl Bridge {
         Ok(links.into_iter().filter(ours).map(|link| link.name).collect())
     }
 
-    /// Deletes the link `name` of the bridge's namespace, whatever it is; it need not exist.
-    pub(crate) fn delete_link(&self, name: &str) -> Result<()> {
-        self.unplug(name)
-    }
-
     fn socket(&self) -> MutexGuard<'_, Socket> {
         // A panic elsewhere leaves at worst an unread acknowledgement, which is skipped by its sequence number.
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn set_up_here(settings: &BridgeSettings) -> Result<Bridge> {
+fn set_up_here(settings: &BridgeSettings) -> Result<(u32, Socket)> {
     let mut socket = Socket::route()?;
     enable_forwarding()?;
     let index = make_bridge(&mut socket, settings)?;
@@ -103,7 +107,7 @@ fn set_up_here(settings: &BridgeSettings) -> Result<Bridge> {
         route::add_address(index, settings.bip.address(), settings.bip.prefix_len()),
     ])?;
     firewall::install(&mut Socket::netfilter()?, &settings.name, settings.bip, settings.forwarder)?;
-    Ok(Bridge { index, mtu: settings.mtu, socket: Mutex::new(socket) })
+    Ok((index, socket))
 }
 
 /// The index of the bridge, made unless it exists.
@@ -118,6 +122,37 @@ fn make_bridge(socket: &mut Socket, settings: &BridgeSettings) -> Result<u32> {
     socket.request(route::add_bridge(name, random_mac()?, settings.mtu))?;
     let link = route::link(socket, name)?;
     link.map(|link| link.index).ok_or_else(|| Error::system(format!("the bridge {name} vanished")))
+}
+
+/// Deletes a link of the calling thread's namespace and returns as soon as it is gone.
+fn delete_link_here(name: &str) -> Result<()> {
+    let failed = |error: io::Error| Error::system(format!("cannot delete link {name}")).caused_by(error);
+    let events = Socket::link_events()?;
+    let mut socket = Socket::route()?;
+    let (answered, answer) = io::pipe().map_err(failed)?;
+    let request = route::delete_link(name);
+    // A new thread is in the namespace of the one that made it. Its closing of `answer` says that it has ended.
+    let deletion = std::thread::Builder::new().name("netns".to_owned()).spawn(move || {
+        let _answer = answer;
+        socket.request(request)
+    });
+    let deletion = deletion.map_err(failed)?;
+    loop {
+        let mut fds = [PollFd::new(&answered, PollFlags::IN), PollFd::new(&events, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| poll(&mut fds, None)).map_err(|errno| failed(errno.into()))?;
+        if !fds[0].revents().is_empty() {
+            return match deletion.join() {
+                Ok(Err(error)) if error.errno == rustix::io::Errno::NODEV => Ok(()),
+                Ok(result) => Ok(result?),
+                Err(_) => Err(failed(io::Error::other("the thread panicked"))),
+            };
+        }
+        // So many events that some were lost: the answer remains.
+        let Ok(happened) = events.events() else { continue };
+        if happened.iter().any(|event| route::is_deletion(event, name)) {
+            return Ok(());
+        }
+    }
 }
 
 /// A random, locally administered link address in Docker's range.

@@ -28,6 +28,7 @@ mod netlink;
 mod networks;
 mod resolv_conf;
 mod sandbox;
+mod uplink;
 
 pub use config::{Bip, BipError, NetworkConfig, UplinkChoice, UplinkPrograms};
 pub use networks::BridgeNetworks;

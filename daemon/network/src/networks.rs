@@ -27,6 +27,7 @@ use crate::ids::{NetworkIds, random_hex};
 use crate::ipam::{self, Pool};
 use crate::resolv_conf::{Overrides, Reader, ResolvConf};
 use crate::sandbox::{self, Plug};
+use crate::uplink::{self, Uplink};
 
 /// The predefined networks: `none`, `host` and the default bridge. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -42,8 +43,10 @@ struct Shared {
     bridge: OnceCell<Arc<Bridge>>,
     pool: Mutex<Pool>,
     entries: Mutex<HashMap<String, Entry>>,
+    /// The way out of the bridge's namespace, if it needs one and a program is installed.
+    uplink: Option<Uplink>,
     /// Held for reading while a sandbox is made, for writing while strays are removed.
-    recovery: RwLock<()>,
+    recovery: Arc<RwLock<()>>,
 }
 
 /// What a container has; `None` while it is being made and after it was removed.
@@ -86,6 +89,7 @@ impl BridgeNetworks {
         }
         let ids = NetworkIds::load_or_create(&config.state_dir)?;
         let pool = Mutex::new(Pool::new(config.bip));
+        let uplink = Uplink::new(&config)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
@@ -93,7 +97,8 @@ impl BridgeNetworks {
                 bridge: OnceCell::new(),
                 pool,
                 entries: Mutex::default(),
-                recovery: RwLock::default(),
+                uplink,
+                recovery: Arc::default(),
             }),
         })
     }
@@ -109,12 +114,23 @@ impl BridgeNetworks {
         });
     }
 
-    /// Waits until the default bridge exists, setting it up if [`BridgeNetworks::prepare`] was not called.
+    /// Waits until the default bridge exists and what [`Networks::recover`] began is finished; sets the bridge up if
+    /// [`BridgeNetworks::prepare`] was not called.
     ///
     /// # Errors
     /// `System` with the request the kernel refused.
     pub async fn ready(&self) -> Result<()> {
+        let _recovered = self.shared.recovery.read().await;
         self.shared.bridge().await.map(|_| ())
+    }
+
+    /// Ends the uplink at an orderly stop of the daemon, unless a container on the bridge lives on
+    /// (`--live-restore`). Sandboxes are removed by `disconnect`, bridge and rules go with their namespace.
+    pub async fn shut_down(&self) {
+        let Some(uplink) = &self.shared.uplink else { return };
+        if self.shared.bridge_users().await == 0 {
+            uplink.shut_down().await;
+        }
     }
 }
 
@@ -195,7 +211,17 @@ impl Shared {
 
     /// Where the uplink answers DNS queries.
     fn forwarder(&self) -> Option<Ipv4Addr> {
-        None
+        self.uplink.as_ref().map(|_| uplink::FORWARDER)
+    }
+
+    /// How many sandboxes are connected to the bridge.
+    async fn bridge_users(&self) -> usize {
+        let entries: Vec<Entry> = self.entries().values().cloned().collect();
+        let mut users = 0;
+        for entry in entries {
+            users += usize::from(entry.lock().await.as_ref().is_some_and(|held| held.plug.is_some()));
+        }
+        users
     }
 
     async fn connect(self: &Arc<Self>, request: &SandboxRequest) -> Result<Sandbox> {
@@ -244,18 +270,11 @@ impl Shared {
             Predefined::Bridge => Some(self.make_plug(request).await?),
             Predefined::None | Predefined::Host => None,
         };
-        let made = self.endpoint(network, plug.as_ref());
-        let created = match &made {
-            Ok(_) => sandbox::create(key.clone(), plug.clone()).await,
-            Err(_) => Ok(()),
+        let made = match self.endpoint(network, plug.as_ref()) {
+            Ok(endpoint) => self.make_namespace(&key, plug.as_ref()).await.map(|()| endpoint),
+            Err(error) => Err(error),
         };
-        let endpoint = match (made, created) {
-            (Ok(endpoint), Ok(())) => endpoint,
-            (Err(error), _) | (_, Err(error)) => {
-                plug.iter().for_each(|plug| self.pool().release(plug.address));
-                return Err(error);
-            }
-        };
+        let endpoint = made.inspect_err(|_| plug.iter().for_each(|plug| self.pool().release(plug.address)))?;
         let sandbox = Sandbox {
             namespace: NetworkNamespace::Path(key.clone()),
             key: Some(key.clone()),
@@ -264,6 +283,17 @@ impl Shared {
         };
         let plug = plug.map(|plug| HeldPlug { host_name: plug.host_name, address: plug.address });
         Ok((sandbox, Held { key, plug }))
+    }
+
+    /// Makes the namespace while the uplink, if the bridge needs one, comes up.
+    async fn make_namespace(&self, key: &Path, plug: Option<&Plug>) -> Result<()> {
+        let create = sandbox::create(key.to_owned(), plug.cloned());
+        let (Some(uplink), Some(_)) = (&self.uplink, plug) else { return create.await };
+        let (created, ()) = tokio::join!(create, uplink.acquire());
+        if created.is_err() {
+            uplink.release().await;
+        }
+        created
     }
 
     /// Decides on names and addresses of a connection to the bridge. The address is the caller's to release.
@@ -355,22 +385,42 @@ impl Shared {
             self.pool().release(plug.address);
         }
         self.entries().remove(container_id);
+        if let (Some(uplink), Some(_)) = (&self.uplink, &held.plug) {
+            uplink.release().await;
+        }
         Ok(())
     }
 
+    /// Adopts the living and removes stray sandboxes. What needs the bridge or the uplink goes on in the background,
+    /// and connections wait for it: the daemon is ready earlier.
     async fn recover(self: &Arc<Self>, live: &[(String, Sandbox)]) -> Result<()> {
-        let _no_connects = self.recovery.write().await;
+        let no_connects = Arc::clone(&self.recovery).write_owned().await;
         for (container_id, sandbox) in live {
             self.adopt(container_id, sandbox);
         }
         let kept: HashSet<String> = self.entries().keys().cloned().collect();
-        let links: HashSet<String> =
-            live.iter().flat_map(|(_, sandbox)| &sandbox.endpoints).map(|endpoint| endpoint.host_interface.clone()).collect();
         let exec_root = self.config.exec_root.clone();
         in_blocking_thread(move || remove_stray_sandboxes(&exec_root, &kept)).await?;
+
+        let endpoints = live.iter().flat_map(|(_, sandbox)| &sandbox.endpoints);
+        let links: HashSet<String> = endpoints.map(|endpoint| endpoint.host_interface.clone()).collect();
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(error) = shared.remove_stray_links(links).await {
+                tracing::warn!(%error, "cannot remove the links of containers that ended while no daemon ran");
+            }
+            if let Some(uplink) = &shared.uplink {
+                uplink.recover(shared.bridge_users().await).await;
+            }
+            drop(no_connects);
+        });
+        Ok(())
+    }
+
+    async fn remove_stray_links(self: &Arc<Self>, kept: HashSet<String>) -> Result<()> {
         let bridge = self.bridge().await?;
         in_blocking_thread(move || {
-            for name in bridge.plugged()?.iter().filter(|name| !links.contains(*name)) {
+            for name in bridge.plugged()?.iter().filter(|name| !kept.contains(*name)) {
                 tracing::debug!(link = %name, "removing a stray veth pair");
                 bridge.unplug(name)?;
             }

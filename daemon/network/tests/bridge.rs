@@ -187,6 +187,7 @@ fn a_restarted_daemon_keeps_the_living_and_removes_the_rest() {
 
         let networks = host.networks();
         networks.recover(&live).await.unwrap();
+        networks.ready().await.unwrap();
         assert_eq!(inside(&host.namespace, || run("nft list ruleset")), rules);
         for id in ["b", "d", "half-made"] {
             assert!(!exists(&host.exec_root().join("netns").join(id)), "{id}");

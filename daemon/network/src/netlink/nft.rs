@@ -119,12 +119,6 @@ pub(crate) fn replace_table(socket: &mut Socket, name: &str, chains: &[Chain]) -
     socket.transaction(batch(NFNL_MSG_BATCH_BEGIN), messages, batch(NFNL_MSG_BATCH_END))
 }
 
-/// Removes the IPv4 table `name`; it need not exist.
-pub(crate) fn remove_table(socket: &mut Socket, name: &str) -> Result<()> {
-    let messages = vec![new_table(name), delete_table(name)];
-    socket.transaction(batch(NFNL_MSG_BATCH_BEGIN), messages, batch(NFNL_MSG_BATCH_END))
-}
-
 fn batch(kind: u16) -> Message {
     let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     Message::new("use nf_tables", kind, 0, &[0, 0, high, low])

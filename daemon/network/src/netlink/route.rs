@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::Socket;
 use super::message::{
-    Message, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, attribute, attributes, text, u32_at,
+    Message, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Reply, attribute, attributes, text, u32_at,
 };
 use super::socket::Result;
 
@@ -223,6 +223,11 @@ pub(crate) fn links(socket: &mut Socket) -> Result<Vec<Link>> {
     let mut message = Message::new("list the links", RTM_GETLINK, NLM_F_DUMP, &ifinfomsg(0, 0, 0));
     message.number(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
     Ok(socket.dump(message)?.iter().filter_map(|reply| parse_link(&reply.payload)).collect())
+}
+
+/// Whether an event says that the link `name` was deleted.
+pub(crate) fn is_deletion(event: &Reply, name: &str) -> bool {
+    event.kind == RTM_DELLINK && parse_link(&event.payload).is_some_and(|link| link.name == name)
 }
 
 fn parse_link(payload: &[u8]) -> Option<Link> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -24,6 +24,8 @@ const NLM_F_CAPPED: u16 = 0x100;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 /// The kernel fills at most 32 KiB per datagram of a dump.
 const RECEIVE_BUFFER: usize = 32 * 1024;
+/// `RTNLGRP_LINK` as a bit of the subscription mask: links made, changed and deleted.
+const LINK_EVENTS: u32 = 1;
 /// The kernel answers at once, except while others hold its one lock for network configuration.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -67,18 +69,23 @@ pub(crate) struct Socket {
 impl Socket {
     /// A socket for links, addresses and routes.
     pub(crate) fn route() -> Result<Self> {
-        Self::open("open a route netlink socket", None)
+        Self::open("open a route netlink socket", None, 0)
+    }
+
+    /// A socket that receives what happens to links from now on.
+    pub(crate) fn link_events() -> Result<Self> {
+        Self::open("subscribe to link events", None, LINK_EVENTS)
     }
 
     /// A socket for nf_tables.
     pub(crate) fn netfilter() -> Result<Self> {
-        Self::open("open a netfilter netlink socket", Some(NETFILTER))
+        Self::open("open a netfilter netlink socket", Some(NETFILTER), 0)
     }
 
-    fn open(purpose: &str, protocol: Option<Protocol>) -> Result<Self> {
+    fn open(purpose: &str, protocol: Option<Protocol>, groups: u32) -> Result<Self> {
         let open = || {
             let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-            bind(&fd, &SocketAddrNetlink::new(0, 0))?;
+            bind(&fd, &SocketAddrNetlink::new(0, groups))?;
             set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;
             Ok(fd)
         };
@@ -172,6 +179,11 @@ impl Socket {
         }
     }
 
+    /// Waits for the next events.
+    pub(crate) fn events(&self) -> Result<Vec<Reply>> {
+        self.receive("receive link events")
+    }
+
     fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
@@ -246,6 +258,12 @@ fn refusal(reply: &Reply, purpose: &str) -> Option<Error> {
         errno: Errno::from_raw_os_error(code.saturating_neg()),
         explanation: attribute(details, NLMSGERR_ATTR_MSG).map(text),
     })
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 #[cfg(test)]
