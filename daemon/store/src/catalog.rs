@@ -322,7 +322,7 @@ pub(crate) fn load(root: &Path) -> Result<Catalog> {
                 catalog.images.insert(id, Arc::new(image));
             }
             Err(error) => {
-                tracing::error!(image = %id, %error, "image is damaged and left out; pull it again")
+                tracing::error!(image = %id, %error, "image is damaged and left out; pull it again");
             }
         }
     }

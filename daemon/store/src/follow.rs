@@ -98,11 +98,8 @@ impl FollowingReader {
                 _ if self.position < state.written => return Ok(true),
                 Some(Ok(())) => return Ok(false),
                 None => {
-                    state = self
-                        .flow
-                        .changed
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner)
+                    let woken = self.flow.changed.wait(state);
+                    state = woken.unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }

@@ -172,7 +172,7 @@ impl Ingest {
         let verified = self.verify();
         // Followers only need to know that the bytes are right; that they are on the disk is for the registration.
         self.flow
-            .finished(verified.as_ref().map(|()| ()).map_err(ToString::to_string));
+            .finished(verified.as_ref().copied().map_err(ToString::to_string));
         verified?;
         self.name()
     }

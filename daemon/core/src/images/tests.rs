@@ -210,8 +210,11 @@ async fn a_client_that_goes_cancels_its_pull_and_the_next_one_resumes() {
     let image = fixture.registry.add("x", &["a"]);
     let (open, manners) = gate();
     fixture.registry.behave(&image.blobs[0], manners);
-    let (pull, client) = fixture.start("x");
-    fixture.until_sent(1).await;
+    let (pull, mut client) = fixture.start("x");
+    // Once its bytes are reported, the first piece is on its way to the disk.
+    while !matches!(client.recv().await.unwrap(), Progress::Layer { current, .. } if current == PIECE as u64)
+    {
+    }
     drop(client);
     assert!(pull.await.unwrap().unwrap_err().to_string().contains("cancelled"));
     fixture.assert_clean(0);
@@ -434,8 +437,8 @@ async fn names_filters_and_removal() {
     let top = {
         let (base, top) = (layer("base").0, layer("b").0);
         let ids = [
-            digest(&skiff_registry_client::sha256(&base).to_string()),
-            digest(&skiff_registry_client::sha256(&top).to_string()),
+            digest(skiff_registry_client::sha256(&base).as_ref()),
+            digest(skiff_registry_client::sha256(&top).as_ref()),
         ];
         skiff_store::chain_ids(&ids)[1]
     };

@@ -37,9 +37,12 @@ pub(super) enum Manners {
     Gate(watch::Receiver<bool>),
 }
 
+type Documents = (Vec<u8>, Vec<u8>);
+
 #[derive(Default)]
 pub(super) struct Registry {
-    images: Mutex<HashMap<String, (Vec<u8>, Vec<u8>)>>,
+    /// Manifest and configuration by name.
+    images: Mutex<HashMap<String, Documents>>,
     blobs: Mutex<HashMap<String, Vec<u8>>>,
     manners: Mutex<HashMap<String, Manners>>,
     /// Blobs that were asked for, with the offset.
@@ -231,13 +234,13 @@ impl Remote for Arc<Registry> {
         };
         let stream =
             futures_util::stream::iter(pieces.into_iter().enumerate()).then(move |(index, piece)| {
-                let (manners, sent) = (manners.clone(), sent.clone());
+                let (manners, sent, digest) = (manners.clone(), sent.clone(), digest.clone());
                 async move {
                     if index > 0 {
                         match manners {
                             Manners::Cut => return Err(lost().into()),
                             Manners::Gate(mut gate) => {
-                                drop(gate.wait_for(|open| *open).await.map_err(|_| lost())?)
+                                drop(gate.wait_for(|open| *open).await.map_err(|_| lost())?);
                             }
                             Manners::Good | Manners::Other(_) => {}
                         }
