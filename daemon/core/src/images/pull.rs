@@ -286,12 +286,12 @@ impl Pull<'_> {
             let unpacked = store.unpack(&new, || open(&store, source, &blob.digest, stop, unpacking));
             // Held until here even if the pull was dropped in the meantime.
             drop(lease);
-            Ok(unpacked.map(drop)?)
+            Ok(unpacked)
         })
-        .await;
+        .await?;
         let Err(error) = done else { return Ok(()) };
-        // Damaged bytes most likely are not the blob's: the digest at the end of the download tells, and says it better.
         if let Some((transfer, joined)) = &layer.transfer
+            && blames_the_bytes(&error)
             && let Err(download) = transfer.finished().await
         {
             return Err(Failed {
@@ -299,7 +299,7 @@ impl Pull<'_> {
                 shared_download: *joined,
             });
         }
-        Err(error.context("failed to register layer").into())
+        Err(Error::from(error).context("failed to register layer").into())
     }
 
     async fn register(&self, resolved: &Resolved, image: Digest, lease: Arc<Lease>) -> Result<bool> {
@@ -424,6 +424,13 @@ async fn readable(transfer: &Transfer) -> Result<Option<Follower>> {
             .await
             .map_err(|_| Error::system("the download's task ended"))?;
     }
+}
+
+/// Whether an unpacker's error may come from a bad or broken download. Then the digest at the download's end tells, and
+/// says it better.
+fn blames_the_bytes(error: &skiff_store::Error) -> bool {
+    use skiff_store::ErrorKind as K;
+    matches!(error.kind(), K::Corrupt | K::Unsupported | K::Io)
 }
 
 /// Opens a layer's compressed stream, metered and stoppable.
