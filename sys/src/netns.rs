@@ -31,9 +31,7 @@ pub fn current() -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// Those of [`ns::join`] and of thread creation; a panic in `work` is an error, too.
-pub fn run_in<T: Send>(
-    namespace: Option<BorrowedFd<'_>>,
-    work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub fn run_in<T: Send>(namespace: Option<BorrowedFd<'_>>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let inside = move || -> io::Result<T> {
             if let Some(namespace) = namespace {
@@ -41,8 +39,12 @@ pub fn run_in<T: Send>(
             }
             Ok(work())
         };
-        let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, inside)?;
-        thread.join().map_err(|_| io::Error::other("a thread inside a network namespace panicked"))?
+        let thread = std::thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, inside)?;
+        thread
+            .join()
+            .map_err(|_| io::Error::other("a thread inside a network namespace panicked"))?
     })
 }
 
@@ -51,7 +53,11 @@ pub fn run_in<T: Send>(
 /// # Errors
 /// `EEXIST` when `path` exists; those of open(2) and mount(2). After an error `path` does not exist.
 pub fn bind(namespace: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     // The magic link leads to the namespace file itself; no name is looked up that somebody could have replaced.
     let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
     mount_bind(source.as_str(), path).map_err(|errno| {

@@ -47,9 +47,17 @@ impl Bridge {
         let failed = |error: io::Error| {
             Error::system("cannot enter the network namespace of the default bridge").caused_by(error)
         };
-        let kept = namespace.map(|namespace| namespace.try_clone_to_owned()).transpose().map_err(failed)?;
+        let kept = namespace
+            .map(|namespace| namespace.try_clone_to_owned())
+            .transpose()
+            .map_err(failed)?;
         let (index, socket) = netns::run_in(namespace, || set_up_here(settings)).map_err(failed)??;
-        Ok(Self { index, mtu: settings.mtu, namespace: kept, socket: Mutex::new(socket) })
+        Ok(Self {
+            index,
+            mtu: settings.mtu,
+            namespace: kept,
+            socket: Mutex::new(socket),
+        })
     }
 
     /// Connects the namespace `sandbox` by a veth pair: `host_name` on the bridge's side, eth0 with `mac` inside.
@@ -59,12 +67,19 @@ impl Bridge {
             group: LINK_GROUP,
             bridge: self.index,
             mtu: self.mtu,
-            peer_namespace: sandbox.as_fd(),
+            peer_namespace: Some(sandbox),
             peer_name: "eth0",
-            peer_mac: mac,
+            peer_mac: Some(mac),
         };
         let messages = route::add_veth(&pair);
         Ok(self.socket().batch(messages)?)
+    }
+
+    /// Lets the kernel take notice, now that the other end is up, that this port has a carrier. Left to itself it does
+    /// so some milliseconds later, and would lose what is sent until then: for TCP and DNS a second's delay.
+    pub(crate) fn settle(&self, host_name: &str) -> Result<()> {
+        route::link(&mut self.socket(), host_name)?;
+        Ok(())
     }
 
     /// Removes a veth pair; it need not exist.
@@ -106,8 +121,45 @@ fn set_up_here(settings: &BridgeSettings) -> Result<(u32, Socket)> {
         route::up_without_ipv6(&settings.name),
         route::add_address(index, settings.bip.address(), settings.bip.prefix_len()),
     ])?;
-    firewall::install(&mut Socket::netfilter()?, &settings.name, settings.bip, settings.forwarder)?;
+    keep_carrier(&mut socket, settings, index)?;
+    firewall::install(
+        &mut Socket::netfilter()?,
+        &settings.name,
+        settings.bip,
+        settings.forwarder,
+    )?;
     Ok((index, socket))
+}
+
+/// Gives the bridge a port that is always up.
+///
+/// A bridge without a live port has no carrier. When it gets its first one, the kernel lets the bridge itself send only
+/// after its link watch has run, up to a second later: the first container's first packets through the gateway would
+/// be lost, and so each time the last container has gone.
+fn keep_carrier(socket: &mut Socket, settings: &BridgeSettings, bridge: u32) -> Result<()> {
+    let (name, peer_name) = (format!("skiff{bridge}"), format!("skiff{bridge}p"));
+    if route::link(socket, &name)?.is_none() {
+        let pair = route::VethPair {
+            name: &name,
+            group: 0,
+            bridge,
+            mtu: settings.mtu,
+            peer_namespace: None,
+            peer_name: &peer_name,
+            peer_mac: None,
+        };
+        socket.batch(route::add_veth(&pair))?;
+    }
+    socket.batch([
+        route::set_mtu(&name, settings.mtu),
+        route::up_without_ipv6(&name),
+        route::up_without_ipv6(&peer_name),
+    ])?;
+    // Newer kernels take notice now, port first.
+    for link in [&name, &settings.name] {
+        route::link(socket, link)?;
+    }
+    Ok(())
 }
 
 /// The index of the bridge, made unless it exists.
@@ -116,12 +168,15 @@ fn make_bridge(socket: &mut Socket, settings: &BridgeSettings) -> Result<u32> {
     if let Some(link) = route::link(socket, name)? {
         return match link.kind.as_deref() {
             Some("bridge") => Ok(link.index),
-            _ => Err(Error::conflict(format!("cannot use {name} as the default bridge: it is another kind of link"))),
+            _ => Err(Error::conflict(format!(
+                "cannot use {name} as the default bridge: it is another kind of link"
+            ))),
         };
     }
     socket.request(route::add_bridge(name, random_mac()?, settings.mtu))?;
     let link = route::link(socket, name)?;
-    link.map(|link| link.index).ok_or_else(|| Error::system(format!("the bridge {name} vanished")))
+    link.map(|link| link.index)
+        .ok_or_else(|| Error::system(format!("the bridge {name} vanished")))
 }
 
 /// Deletes a link of the calling thread's namespace and returns as soon as it is gone.
@@ -132,13 +187,18 @@ fn delete_link_here(name: &str) -> Result<()> {
     let (answered, answer) = io::pipe().map_err(failed)?;
     let request = route::delete_link(name);
     // A new thread is in the namespace of the one that made it. Its closing of `answer` says that it has ended.
-    let deletion = std::thread::Builder::new().name("netns".to_owned()).spawn(move || {
-        let _answer = answer;
-        socket.request(request)
-    });
+    let deletion = std::thread::Builder::new()
+        .name("netns".to_owned())
+        .spawn(move || {
+            let _answer = answer;
+            socket.request(request)
+        });
     let deletion = deletion.map_err(failed)?;
     loop {
-        let mut fds = [PollFd::new(&answered, PollFlags::IN), PollFd::new(&events, PollFlags::IN)];
+        let mut fds = [
+            PollFd::new(&answered, PollFlags::IN),
+            PollFd::new(&events, PollFlags::IN),
+        ];
         rustix::io::retry_on_intr(|| poll(&mut fds, None)).map_err(|errno| failed(errno.into()))?;
         if !fds[0].revents().is_empty() {
             return match deletion.join() {
@@ -172,5 +232,7 @@ fn enable_forwarding() -> Result<()> {
         }
         Ok(())
     };
-    forward().map_err(|error| Error::system(format!("cannot enable IPv4 forwarding in {IP_FORWARD}")).caused_by(error))
+    forward().map_err(|error| {
+        Error::system(format!("cannot enable IPv4 forwarding in {IP_FORWARD}")).caused_by(error)
+    })
 }

@@ -105,7 +105,10 @@ impl UplinkPrograms {
                 .map(|directory| Path::new(directory).join(name))
                 .find(|candidate| is_executable(candidate))
         };
-        Self { slirp4netns: look("slirp4netns"), pasta: look("pasta") }
+        Self {
+            slirp4netns: look("slirp4netns"),
+            pasta: look("pasta"),
+        }
     }
 }
 
@@ -154,7 +157,10 @@ impl Bip {
 impl Default for Bip {
     /// Docker's 172.17.0.1/16.
     fn default() -> Self {
-        Self { address: Ipv4Addr::new(172, 17, 0, 1), prefix_len: 16 }
+        Self {
+            address: Ipv4Addr::new(172, 17, 0, 1),
+            prefix_len: 16,
+        }
     }
 }
 
@@ -214,11 +220,20 @@ mod tests {
     #[test]
     fn nonsense_is_refused_by_kind() {
         assert_eq!("x".parse::<Bip>(), Err(BipError::Syntax("x".to_owned())));
-        assert_eq!("10.0.0.1".parse::<Bip>(), Err(BipError::Syntax("10.0.0.1".to_owned())));
+        assert_eq!(
+            "10.0.0.1".parse::<Bip>(),
+            Err(BipError::Syntax("10.0.0.1".to_owned()))
+        );
         for text in ["10.0.0.1/31", "10.0.0.1/0", "10.0.0.1/33"] {
             assert_eq!(text.parse::<Bip>(), Err(BipError::Prefix(text.to_owned())));
         }
-        for text in ["10.0.0.0/24", "10.0.0.255/24", "127.0.0.1/8", "0.0.0.0/8", "224.0.0.1/8"] {
+        for text in [
+            "10.0.0.0/24",
+            "10.0.0.255/24",
+            "127.0.0.1/8",
+            "0.0.0.0/8",
+            "224.0.0.1/8",
+        ] {
             assert_eq!(text.parse::<Bip>(), Err(BipError::NotAHost(text.to_owned())));
         }
     }
@@ -235,6 +250,12 @@ mod tests {
 
         let path = format!("relative::{}:{}", first.path().display(), second.path().display());
         let found = UplinkPrograms::find(&path);
-        assert_eq!(found, UplinkPrograms { slirp4netns: None, pasta: Some(program) });
+        assert_eq!(
+            found,
+            UplinkPrograms {
+                slirp4netns: None,
+                pasta: Some(program)
+            }
+        );
     }
 }

@@ -55,10 +55,18 @@ fn forward(bridge: &str, forwarder: Option<Ipv4Addr>) -> Chain {
         }));
     }
     let bridge = || bridge.to_owned();
-    rules.push(vec![Expression::OutputInterface(bridge()), Expression::Established, Expression::Accept]);
+    rules.push(vec![
+        Expression::OutputInterface(bridge()),
+        Expression::Established,
+        Expression::Accept,
+    ]);
     rules.push(vec![Expression::InputInterface(bridge()), Expression::Accept]);
     rules.push(vec![Expression::OutputInterface(bridge()), Expression::Drop]);
-    Chain { name: "forward", hook: FORWARD, rules }
+    Chain {
+        name: "forward",
+        hook: FORWARD,
+        rules,
+    }
 }
 
 fn postrouting(bridge: &str, bip: Bip) -> Chain {
@@ -67,5 +75,9 @@ fn postrouting(bridge: &str, bip: Bip) -> Chain {
         Expression::OutputInterfaceIsNot(bridge.to_owned()),
         Expression::Masquerade,
     ];
-    Chain { name: "postrouting", hook: POSTROUTING_NAT, rules: vec![rule] }
+    Chain {
+        name: "postrouting",
+        hook: POSTROUTING_NAT,
+        rules: vec![rule],
+    }
 }

@@ -28,7 +28,9 @@ impl NetworkIds {
     /// Reads the ids from `state_dir`, or makes and stores them.
     pub(crate) fn load_or_create(state_dir: &Path) -> Result<Self> {
         let path = state_dir.join("networks.json");
-        let failed = |what: &str, error: io::Error| Error::system(format!("cannot {what} {}", path.display())).caused_by(error);
+        let failed = |what: &str, error: io::Error| {
+            Error::system(format!("cannot {what} {}", path.display())).caused_by(error)
+        };
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice::<Self>(&bytes)
                 .ok()
@@ -36,7 +38,8 @@ impl NetworkIds {
                 .ok_or_else(|| Error::system(format!("{} is damaged or of another version", path.display()))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let ids = Self::random().map_err(|error| failed("make ids for", error))?;
-                ids.store(state_dir, &path).map_err(|error| failed("write", error))?;
+                ids.store(state_dir, &path)
+                    .map_err(|error| failed("write", error))?;
                 Ok(ids)
             }
             Err(error) => Err(failed("read", error)),
@@ -44,12 +47,20 @@ impl NetworkIds {
     }
 
     fn random() -> io::Result<Self> {
-        Ok(Self { version: 1, bridge: random_hex(64)?, host: random_hex(64)?, none: random_hex(64)? })
+        Ok(Self {
+            version: 1,
+            bridge: random_hex(64)?,
+            host: random_hex(64)?,
+            none: random_hex(64)?,
+        })
     }
 
     fn is_valid(&self) -> bool {
         let id = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        self.version == 1 && [&self.bridge, &self.host, &self.none].into_iter().all(|text| id(text))
+        self.version == 1
+            && [&self.bridge, &self.host, &self.none]
+                .into_iter()
+                .all(|text| id(text))
     }
 
     fn store(&self, state_dir: &Path, path: &Path) -> io::Result<()> {

@@ -16,7 +16,10 @@ pub(crate) struct Pool {
 impl Pool {
     /// The subnet of `bip`, with the gateway's own address in use.
     pub(crate) fn new(bip: Bip) -> Self {
-        Self { bip, used: BTreeSet::from([u32::from(bip.address())]) }
+        Self {
+            bip,
+            used: BTreeSet::from([u32::from(bip.address())]),
+        }
     }
 
     /// Takes the lowest free address, as Docker does; `None` when the subnet is full.
@@ -69,7 +72,9 @@ pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut parts = text.split(separator);
     for byte in &mut mac {
         let part = parts.next().filter(|part| part.len() == 2)?;
-        *byte = u8::from_str_radix(part, 16).ok().filter(|_| !part.starts_with('+'))?;
+        *byte = u8::from_str_radix(part, 16)
+            .ok()
+            .filter(|_| !part.starts_with('+'))?;
     }
     let multicast = mac[0] & 1 != 0;
     (parts.next().is_none() && !multicast && mac != [0; 6]).then_some(mac)
@@ -103,16 +108,31 @@ mod tests {
         let bip: Bip = "10.0.0.3/29".parse().unwrap();
         let mut pool = Pool::new(bip);
         pool.release(bip.address());
-        let all: Vec<_> = std::iter::from_fn(|| pool.allocate()).map(|address| address.octets()[3]).collect();
+        let all: Vec<_> = std::iter::from_fn(|| pool.allocate())
+            .map(|address| address.octets()[3])
+            .collect();
         assert_eq!(all, [1, 2, 4, 5, 6]);
     }
 
     #[test]
     fn mac_addresses() {
-        assert_eq!(format_mac(mac_for(Ipv4Addr::new(172, 17, 0, 2))), "02:42:ac:11:00:02");
+        assert_eq!(
+            format_mac(mac_for(Ipv4Addr::new(172, 17, 0, 2))),
+            "02:42:ac:11:00:02"
+        );
         assert_eq!(parse_mac("02:42:AC:11:00:02"), Some([2, 0x42, 0xac, 0x11, 0, 2]));
-        assert_eq!(parse_mac("92-d0-c6-0a-29-33"), Some([0x92, 0xd0, 0xc6, 0x0a, 0x29, 0x33]));
-        for wrong in ["", "02:42", "02:42:ac:11:00:02:03", "01:00:5e:00:00:01", "2:42:ac:11:0:2", "+2:42:ac:11:00:02"] {
+        assert_eq!(
+            parse_mac("92-d0-c6-0a-29-33"),
+            Some([0x92, 0xd0, 0xc6, 0x0a, 0x29, 0x33])
+        );
+        for wrong in [
+            "",
+            "02:42",
+            "02:42:ac:11:00:02:03",
+            "01:00:5e:00:00:01",
+            "2:42:ac:11:0:2",
+            "+2:42:ac:11:00:02",
+        ] {
             assert_eq!(parse_mac(wrong), None, "{wrong}");
         }
     }

@@ -11,8 +11,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
 use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -85,7 +85,10 @@ impl BridgeNetworks {
         }
         // RFC 791: every host must take 68 bytes; more than 65535 does not fit an IPv4 packet.
         if !(68..=65535).contains(&config.mtu) {
-            return Err(Error::invalid(format!("invalid MTU {}: must be between 68 and 65535", config.mtu)));
+            return Err(Error::invalid(format!(
+                "invalid MTU {}: must be between 68 and 65535",
+                config.mtu
+            )));
         }
         let ids = NetworkIds::load_or_create(&config.state_dir)?;
         let pool = Mutex::new(Pool::new(config.bip));
@@ -182,7 +185,9 @@ impl Shared {
             ("host", &self.ids.host, Predefined::Host),
             ("bridge", &self.ids.bridge, Predefined::Bridge),
         ];
-        let mut matching = networks.iter().filter(|(own, id, _)| *own == name || (!name.is_empty() && id.starts_with(name)));
+        let mut matching = networks
+            .iter()
+            .filter(|(own, id, _)| *own == name || (!name.is_empty() && id.starts_with(name)));
         let found = matching.next()?;
         matching.next().is_none().then_some(found.2)
     }
@@ -198,8 +203,12 @@ impl Shared {
 
     fn set_up_bridge(&self) -> Result<Arc<Bridge>> {
         let config = &self.config;
-        let settings =
-            BridgeSettings { name: config.bridge.clone(), bip: config.bip, mtu: config.mtu, forwarder: self.forwarder() };
+        let settings = BridgeSettings {
+            name: config.bridge.clone(),
+            bip: config.bip,
+            mtu: config.mtu,
+            forwarder: self.forwarder(),
+        };
         let bridge = Bridge::set_up(config.netns.as_ref().map(|netns| netns.as_fd()), &settings)?;
         tracing::info!(
             "Default bridge ({}) is assigned with an IP address {}. Daemon option --bip can be used to set a preferred IP address",
@@ -219,7 +228,13 @@ impl Shared {
         let entries: Vec<Entry> = self.entries().values().cloned().collect();
         let mut users = 0;
         for entry in entries {
-            users += usize::from(entry.lock().await.as_ref().is_some_and(|held| held.plug.is_some()));
+            users += usize::from(
+                entry
+                    .lock()
+                    .await
+                    .as_ref()
+                    .is_some_and(|held| held.plug.is_some()),
+            );
         }
         users
     }
@@ -254,7 +269,9 @@ impl Shared {
     fn claim(&self, container_id: &str, entry: Entry) -> Result<()> {
         let mut entries = self.entries();
         if entries.contains_key(container_id) {
-            return Err(Error::conflict(format!("container {container_id} is already connected to a network")));
+            return Err(Error::conflict(format!(
+                "container {container_id} is already connected to a network"
+            )));
         }
         entries.insert(container_id.to_owned(), entry);
         Ok(())
@@ -274,21 +291,27 @@ impl Shared {
             Ok(endpoint) => self.make_namespace(&key, plug.as_ref()).await.map(|()| endpoint),
             Err(error) => Err(error),
         };
-        let endpoint = made.inspect_err(|_| plug.iter().for_each(|plug| self.pool().release(plug.address)))?;
+        let endpoint =
+            made.inspect_err(|_| plug.iter().for_each(|plug| self.pool().release(plug.address)))?;
         let sandbox = Sandbox {
             namespace: NetworkNamespace::Path(key.clone()),
             key: Some(key.clone()),
             resolv_conf: self.resolv_conf(request, network),
             endpoints: vec![endpoint],
         };
-        let plug = plug.map(|plug| HeldPlug { host_name: plug.host_name, address: plug.address });
+        let plug = plug.map(|plug| HeldPlug {
+            host_name: plug.host_name,
+            address: plug.address,
+        });
         Ok((sandbox, Held { key, plug }))
     }
 
     /// Makes the namespace while the uplink, if the bridge needs one, comes up.
     async fn make_namespace(&self, key: &Path, plug: Option<&Plug>) -> Result<()> {
         let create = sandbox::create(key.to_owned(), plug.cloned());
-        let (Some(uplink), Some(_)) = (&self.uplink, plug) else { return create.await };
+        let (Some(uplink), Some(_)) = (&self.uplink, plug) else {
+            return create.await;
+        };
         let (created, ()) = tokio::join!(create, uplink.acquire());
         if created.is_err() {
             uplink.release().await;
@@ -308,7 +331,10 @@ impl Shared {
         let bridge = self.bridge().await?;
         let host_name = format!("veth{}", random(11)?);
         let address = self.pool().allocate().ok_or_else(|| {
-            Error::system(format!("no available IPv4 addresses on this network's address pools: bridge ({})", self.ids.bridge))
+            Error::system(format!(
+                "no available IPv4 addresses on this network's address pools: bridge ({})",
+                self.ids.bridge
+            ))
         })?;
         Ok(Plug {
             bridge,
@@ -342,7 +368,9 @@ impl Shared {
         let config = &self.config;
         let reader = match network {
             Predefined::Host => Reader::Host,
-            Predefined::None | Predefined::Bridge => Reader::Sandbox { forwarder: self.forwarder() },
+            Predefined::None | Predefined::Bridge => Reader::Sandbox {
+                forwarder: self.forwarder(),
+            },
         };
         let overrides = Overrides {
             nameservers: first_filled(&request.dns, &config.dns),
@@ -355,7 +383,9 @@ impl Shared {
             source = &config.resolved_resolv_conf;
             text = read_text(source);
         }
-        let overridden = !(overrides.nameservers.is_empty() && overrides.search.is_empty() && overrides.options.is_empty());
+        let overridden = !(overrides.nameservers.is_empty()
+            && overrides.search.is_empty()
+            && overrides.options.is_empty());
         if reader == Reader::Host && !overridden {
             return text;
         }
@@ -363,7 +393,9 @@ impl Shared {
     }
 
     async fn disconnect(self: &Arc<Self>, container_id: &str) -> Result<()> {
-        let Some(entry) = self.entries().get(container_id).cloned() else { return Ok(()) };
+        let Some(entry) = self.entries().get(container_id).cloned() else {
+            return Ok(());
+        };
         let mut slot = entry.lock().await;
         // Taken by a concurrent call, or never made.
         let Some(held) = slot.clone() else { return Ok(()) };
@@ -403,7 +435,9 @@ impl Shared {
         in_blocking_thread(move || remove_stray_sandboxes(&exec_root, &kept)).await?;
 
         let endpoints = live.iter().flat_map(|(_, sandbox)| &sandbox.endpoints);
-        let links: HashSet<String> = endpoints.map(|endpoint| endpoint.host_interface.clone()).collect();
+        let links: HashSet<String> = endpoints
+            .map(|endpoint| endpoint.host_interface.clone())
+            .collect();
         let shared = Arc::clone(self);
         tokio::spawn(async move {
             if let Err(error) = shared.remove_stray_links(links).await {
@@ -435,9 +469,15 @@ impl Shared {
         if !skiff_sys::netns::is_bound(&key).unwrap_or(false) {
             tracing::warn!(container = %container_id, "the network sandbox of a running container is gone");
         }
-        let plugged = sandbox.endpoints.iter().find(|endpoint| endpoint.network_id == self.ids.bridge);
+        let plugged = sandbox
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.network_id == self.ids.bridge);
         let plug = plugged.and_then(|endpoint| {
-            Some(HeldPlug { host_name: endpoint.host_interface.clone(), address: endpoint.address? })
+            Some(HeldPlug {
+                host_name: endpoint.host_interface.clone(),
+                address: endpoint.address?,
+            })
         });
         if let Some(plug) = &plug
             && !self.pool().reserve(plug.address)
@@ -470,7 +510,11 @@ impl Shared {
             ],
             ..plain("bridge", &self.ids.bridge, "bridge")
         };
-        vec![bridge, plain("host", &self.ids.host, "host"), plain("none", &self.ids.none, "null")]
+        vec![
+            bridge,
+            plain("host", &self.ids.host, "host"),
+            plain("none", &self.ids.none, "null"),
+        ]
     }
 
     fn pool(&self) -> MutexGuard<'_, Pool> {
@@ -483,7 +527,10 @@ impl Shared {
 }
 
 fn remove_stray_sandboxes(exec_root: &Path, kept: &HashSet<String>) -> Result<()> {
-    for name in sandbox::list(exec_root)?.iter().filter(|name| !kept.contains(*name)) {
+    for name in sandbox::list(exec_root)?
+        .iter()
+        .filter(|name| !kept.contains(*name))
+    {
         tracing::debug!(container = %name, "removing a stray network sandbox");
         sandbox::remove(&sandbox::key(exec_root, name)?)?;
     }
@@ -496,7 +543,9 @@ fn first_filled<'a, T>(own: &'a [T], fallback: &'a [T]) -> &'a [T] {
 
 /// The file's text; a host without the file has an empty configuration, as for the resolver.
 fn read_text(path: &Path) -> String {
-    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    std::fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
 }
 
 fn random(digits: usize) -> Result<String> {
@@ -505,10 +554,14 @@ fn random(digits: usize) -> Result<String> {
 
 /// Runs `work` to its end, whether or not the caller goes on waiting.
 async fn in_own_task<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    tokio::spawn(work).await.unwrap_or_else(|error| Err(Error::system("a network task failed").caused_by(error)))
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::system("a network task failed").caused_by(error)))
 }
 
-async fn in_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn in_blocking_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(Error::system("a network thread failed").caused_by(error)))
@@ -519,7 +572,11 @@ mod tests {
     use super::*;
 
     fn networks(directory: &Path) -> BridgeNetworks {
-        BridgeNetworks::new(NetworkConfig::new(directory.join("exec"), directory.join("state"))).unwrap()
+        BridgeNetworks::new(NetworkConfig::new(
+            directory.join("exec"),
+            directory.join("state"),
+        ))
+        .unwrap()
     }
 
     #[test]
@@ -530,9 +587,16 @@ mod tests {
         for mode in [NetworkMode::None, NetworkMode::Host, NetworkMode::Bridge] {
             networks.check(&mode).unwrap();
         }
-        let error = networks.check(&NetworkMode::Named("x-net".to_owned())).unwrap_err();
-        assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::NotFound, "network x-net not found"));
-        let error = networks.check(&NetworkMode::Container("abc".to_owned())).unwrap_err();
+        let error = networks
+            .check(&NetworkMode::Named("x-net".to_owned()))
+            .unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (ErrorKind::NotFound, "network x-net not found")
+        );
+        let error = networks
+            .check(&NetworkMode::Container("abc".to_owned()))
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotImplemented);
     }
 
@@ -541,7 +605,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let networks = networks(directory.path());
         for info in networks.list() {
-            networks.check(&NetworkMode::Named(info.id[..12].to_owned())).unwrap();
+            networks
+                .check(&NetworkMode::Named(info.id[..12].to_owned()))
+                .unwrap();
             networks.check(&NetworkMode::Named(info.id)).unwrap();
         }
         assert!(networks.check(&NetworkMode::Named(String::new())).is_err());
@@ -551,10 +617,23 @@ mod tests {
     fn the_list_shows_what_docker_shows() {
         let directory = tempfile::tempdir().unwrap();
         let list = networks(directory.path()).list();
-        let drivers: Vec<_> = list.iter().map(|info| (info.name.as_str(), info.driver.as_str())).collect();
-        assert_eq!(drivers, [("bridge", "bridge"), ("host", "host"), ("none", "null")]);
-        assert_eq!(list[0].subnets, [("172.17.0.0/16".to_owned(), Some("172.17.0.1".parse().unwrap()))]);
-        assert!(list[0].options.contains(&("com.docker.network.bridge.name".to_owned(), "docker0".to_owned())));
+        let drivers: Vec<_> = list
+            .iter()
+            .map(|info| (info.name.as_str(), info.driver.as_str()))
+            .collect();
+        assert_eq!(
+            drivers,
+            [("bridge", "bridge"), ("host", "host"), ("none", "null")]
+        );
+        assert_eq!(
+            list[0].subnets,
+            [("172.17.0.0/16".to_owned(), Some("172.17.0.1".parse().unwrap()))]
+        );
+        assert!(
+            list[0]
+                .options
+                .contains(&("com.docker.network.bridge.name".to_owned(), "docker0".to_owned()))
+        );
     }
 
     #[test]
@@ -563,7 +642,10 @@ mod tests {
         for bridge in ["", "a/b", "sixteen-bytes-xx", "a b", ".."] {
             let mut config = NetworkConfig::new(directory.path(), directory.path());
             config.bridge = bridge.to_owned();
-            assert_eq!(BridgeNetworks::new(config).unwrap_err().kind(), skiff_core::ErrorKind::InvalidParameter);
+            assert_eq!(
+                BridgeNetworks::new(config).unwrap_err().kind(),
+                skiff_core::ErrorKind::InvalidParameter
+            );
         }
         let mut config = NetworkConfig::new(directory.path(), directory.path());
         config.mtu = 10;

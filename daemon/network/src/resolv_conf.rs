@@ -78,7 +78,12 @@ impl ResolvConf {
             overridden.push("nameservers");
         }
         if !overrides.search.is_empty() {
-            self.search = overrides.search.iter().filter(|domain| *domain != ".").cloned().collect();
+            self.search = overrides
+                .search
+                .iter()
+                .filter(|domain| *domain != ".")
+                .cloned()
+                .collect();
             overridden.push("search");
         }
         if !overrides.options.is_empty() {
@@ -102,7 +107,9 @@ impl ResolvConf {
             text.push_str(&line);
             text.push('\n');
         };
-        self.nameservers.iter().for_each(|server| line(format!("nameserver {server}")));
+        self.nameservers
+            .iter()
+            .for_each(|server| line(format!("nameserver {server}")));
         if !self.search.is_empty() {
             line(format!("search {}", self.search.join(" ")));
         }
@@ -129,7 +136,9 @@ fn reachable(servers: &[String], forwarder: Option<Ipv4Addr>) -> Vec<String> {
             Ok(IpAddr::V4(address)) => Some(address),
             Ok(IpAddr::V6(_)) | Err(_) => None,
         };
-        let Some(text) = address.map(|address| address.to_string()) else { continue };
+        let Some(text) = address.map(|address| address.to_string()) else {
+            continue;
+        };
         if !kept.contains(&text) {
             kept.push(text);
         }
@@ -147,19 +156,33 @@ mod tests {
     const FORWARDER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
     fn servers(host: &str, reader: Reader) -> Vec<String> {
-        ResolvConf::parse(&ResolvConf::parse(host).generate("/etc/resolv.conf", Overrides::default(), reader)).nameservers
+        ResolvConf::parse(&ResolvConf::parse(host).generate("/etc/resolv.conf", Overrides::default(), reader))
+            .nameservers
     }
 
     #[test]
     fn reachable_servers_are_kept_in_order() {
-        let sandbox = Reader::Sandbox { forwarder: Some(FORWARDER) };
-        assert_eq!(servers("nameserver 192.0.2.1\nnameserver 192.0.2.2\n", sandbox), ["192.0.2.1", "192.0.2.2"]);
+        let sandbox = Reader::Sandbox {
+            forwarder: Some(FORWARDER),
+        };
+        assert_eq!(
+            servers("nameserver 192.0.2.1\nnameserver 192.0.2.2\n", sandbox),
+            ["192.0.2.1", "192.0.2.2"]
+        );
     }
 
     #[test]
     fn loopback_servers_become_the_forwarder_once() {
         let host = "nameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\n";
-        assert_eq!(servers(host, Reader::Sandbox { forwarder: Some(FORWARDER) }), ["10.0.2.3", "192.0.2.1"]);
+        assert_eq!(
+            servers(
+                host,
+                Reader::Sandbox {
+                    forwarder: Some(FORWARDER)
+                }
+            ),
+            ["10.0.2.3", "192.0.2.1"]
+        );
         assert_eq!(servers(host, Reader::Sandbox { forwarder: None }), ["192.0.2.1"]);
         assert_eq!(servers(host, Reader::Host), ["127.0.0.53", "192.0.2.1", "::1"]);
     }
@@ -167,7 +190,15 @@ mod tests {
     #[test]
     fn without_a_usable_server_the_forwarder_or_public_ones_are_named() {
         let host = "nameserver fe80::1%eth0\nnameserver 2001:db8::1\n";
-        assert_eq!(servers(host, Reader::Sandbox { forwarder: Some(FORWARDER) }), ["10.0.2.3"]);
+        assert_eq!(
+            servers(
+                host,
+                Reader::Sandbox {
+                    forwarder: Some(FORWARDER)
+                }
+            ),
+            ["10.0.2.3"]
+        );
         assert_eq!(servers(host, Reader::Sandbox { forwarder: None }), PUBLIC_SERVERS);
         assert_eq!(servers("", Reader::Sandbox { forwarder: None }), PUBLIC_SERVERS);
         assert!(servers("", Reader::Host).is_empty());
@@ -198,10 +229,23 @@ mod tests {
     fn overrides_replace_their_part_and_are_taken_as_given() {
         let (search, options) = (vec![".".to_owned()], vec!["ndots:2".to_owned()]);
         let nameservers: [IpAddr; 1] = ["127.0.0.1".parse().unwrap()];
-        let overrides = Overrides { nameservers: &nameservers, search: &search, options: &options };
+        let overrides = Overrides {
+            nameservers: &nameservers,
+            search: &search,
+            options: &options,
+        };
         let host = ResolvConf::parse("nameserver 192.0.2.1\nsearch a.example\n");
-        let text = host.generate("f", overrides, Reader::Sandbox { forwarder: Some(FORWARDER) });
-        assert!(text.contains("\nnameserver 127.0.0.1\noptions ndots:2\n"), "{text}");
+        let text = host.generate(
+            "f",
+            overrides,
+            Reader::Sandbox {
+                forwarder: Some(FORWARDER),
+            },
+        );
+        assert!(
+            text.contains("\nnameserver 127.0.0.1\noptions ndots:2\n"),
+            "{text}"
+        );
         assert!(!text.contains("search a.example"));
         assert!(text.ends_with("# Overrides: [nameservers search options]\n"));
     }

@@ -22,6 +22,10 @@ use tokio::sync::oneshot;
 use crate::bridge::Bridge;
 use crate::netlink::{Socket, route};
 
+/// First port that needs no privilege.
+const UNPRIVILEGED_PORTS: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+/// Groups whose processes may send ICMP echo requests.
+const PING_GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";
 /// Default of a namespace's future interfaces, loopback not included.
 const DISABLE_IPV6: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
 
@@ -60,7 +64,8 @@ pub(crate) async fn create(key: PathBuf, plug: Option<Plug>) -> Result<()> {
                 tracing::warn!(link = plug.host_name, %error, "cannot remove a half-made veth pair");
             }
         }
-        result.map_err(|error| error.context(format!("failed to create the network sandbox {}", key.display())))
+        result
+            .map_err(|error| error.context(format!("failed to create the network sandbox {}", key.display())))
     })
     .await
 }
@@ -75,6 +80,7 @@ fn create_here(key: &Path, plug: Option<&Plug>) -> Result<()> {
 
     ns::unshare(&[ns::Kind::Network]).map_err(failed("cannot create a network namespace"))?;
     let namespace = netns::current().map_err(failed("cannot open the new network namespace"))?;
+    allow_ports_and_ping();
     let mut socket = Socket::route()?;
     match plug {
         None => socket.request(route::up("lo"))?,
@@ -88,9 +94,47 @@ fn create_here(key: &Path, plug: Option<&Plug>) -> Result<()> {
                 route::add_address(eth0.index, plug.address, plug.prefix_len),
                 route::add_default_route(eth0.index, plug.gateway),
             ])?;
+            plug.bridge.settle(&plug.host_name)?;
         }
     }
     netns::bind(namespace.as_fd(), key).map_err(failed("cannot bind the network namespace"))
+}
+
+/// Lets processes without privileges listen on any port and ping, as Docker does: there is nobody else in this
+/// namespace to protect. A container's own `--sysctl` comes later.
+fn allow_ports_and_ping() {
+    let last_group = fs::read_to_string("/proc/self/gid_map")
+        .ok()
+        .and_then(|map| last_mapped(&map))
+        .unwrap_or(0);
+    for (file, value) in [
+        (UNPRIVILEGED_PORTS, "0".to_owned()),
+        (PING_GROUPS, format!("0 {last_group}")),
+    ] {
+        if let Err(error) = fs::write(file, value) {
+            tracing::debug!(file, %error, "kernel parameter not set");
+        }
+    }
+}
+
+/// The last of the ids from 0 on that are mapped without a gap (`user_namespaces(7)`), at most what the kernel takes.
+fn last_mapped(map: &str) -> Option<u32> {
+    let mut ranges: Vec<(u32, u32)> = map
+        .lines()
+        .filter_map(|line| {
+            let mut numbers = line.split_ascii_whitespace().map(str::parse);
+            Some((numbers.next()?.ok()?, numbers.nth(1)?.ok()?))
+        })
+        .collect();
+    ranges.sort_unstable();
+    let mut end: u32 = 0;
+    for (first, count) in ranges {
+        if first != end {
+            break;
+        }
+        end = first.saturating_add(count);
+    }
+    end.checked_sub(1).map(|last| last.min(i32::MAX.cast_unsigned()))
 }
 
 /// Turns IPv6 off for the interfaces to come. A kernel without IPv6 needs nothing.
@@ -103,14 +147,16 @@ fn disable_ipv6() -> io::Result<()> {
 
 /// Removes the sandbox at `key`. The kernel frees the namespace when its last process has ended.
 pub(crate) fn remove(key: &Path) -> Result<()> {
-    netns::unbind(key)
-        .map_err(|error| Error::system(format!("cannot remove the sandbox {}", key.display())).caused_by(error))
+    netns::unbind(key).map_err(|error| {
+        Error::system(format!("cannot remove the sandbox {}", key.display())).caused_by(error)
+    })
 }
 
 /// The names (container ids) of all sandboxes below `exec_root`, half-made ones included.
 pub(crate) fn list(exec_root: &Path) -> Result<Vec<String>> {
     let directory = exec_root.join("netns");
-    let failed = |error: io::Error| Error::system(format!("cannot list {}", directory.display())).caused_by(error);
+    let failed =
+        |error: io::Error| Error::system(format!("cannot list {}", directory.display())).caused_by(error);
     let entries = match fs::read_dir(&directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(failed)?,
@@ -134,12 +180,27 @@ async fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Sen
             let _ = sender.send(work());
         })
         .map_err(|error| Error::system("cannot start a thread").caused_by(error))?;
-    receiver.await.unwrap_or_else(|_| Err(Error::system("the thread making a network sandbox panicked")))
+    receiver
+        .await
+        .unwrap_or_else(|_| Err(Error::system("the thread making a network sandbox panicked")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_mapped_id_is_found() {
+        assert_eq!(
+            last_mapped("         0          0 4294967295\n"),
+            Some(2_147_483_647)
+        );
+        assert_eq!(last_mapped("0 1000 1\n1 100000 65536\n"), Some(65_536));
+        assert_eq!(last_mapped("1 100000 65536\n0 1000 1\n"), Some(65_536));
+        assert_eq!(last_mapped("0 1000 1\n"), Some(0));
+        assert_eq!(last_mapped("5 1000 1\n"), None);
+        assert_eq!(last_mapped(""), None);
+    }
 
     #[test]
     fn a_key_never_leaves_its_directory() {

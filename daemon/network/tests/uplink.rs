@@ -1,7 +1,14 @@
 //! The way out of the bridge's namespace, with the real programs, as an ordinary user, on a host made for the test.
 //!
-//! The host has a dummy interface with 192.0.2.10, which is what "the outside" means here: an address that is not
+//! The host has an interface with 192.0.2.10, which is what "the outside" means here: an address that is not
 //! loopback, reached through the host's network stack. /dev/net/tun must be accessible.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "helpers of tests fail by panicking and print measurements"
+)]
 
 mod common;
 
@@ -27,17 +34,21 @@ const LOOPBACK: u16 = 8081;
 /// Runs as root of the host's namespace: interface, listeners, and a resolver on loopback.
 fn make_host() -> Box<dyn std::any::Any> {
     run("ip link set lo up");
-    run("ip link add dummy0 type dummy");
-    run("ip addr add 192.0.2.10/24 dev dummy0");
-    run("ip link set dummy0 up");
-    run("ip route add default via 192.0.2.1 dev dummy0");
+    run("ip link add outside0 type veth peer name outside1");
+    run("ip addr add 192.0.2.10/24 dev outside0");
+    run("ip link set outside0 up");
+    run("ip link set outside1 up");
+    run("ip route add default via 192.0.2.1 dev outside0");
     answer(TcpListener::bind((Ipv4Addr::UNSPECIFIED, OPEN)).unwrap());
     answer(TcpListener::bind((Ipv4Addr::LOCALHOST, LOOPBACK)).unwrap());
 
     let directory = tempfile::tempdir().unwrap();
     let resolv_conf = directory.path().join("resolv.conf");
     fs::write(&resolv_conf, "nameserver 127.0.0.1\n").unwrap();
-    run(&format!("mount --bind {} /etc/resolv.conf", resolv_conf.display()));
+    run(&format!(
+        "mount --bind {} /etc/resolv.conf",
+        resolv_conf.display()
+    ));
     let resolver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).unwrap();
     std::thread::spawn(move || {
         let mut query = [0; 512];
@@ -86,35 +97,63 @@ async fn passes(choice: UplinkChoice) {
     networks.recover(&[]).await.unwrap();
     networks.ready().await.unwrap();
     assert_eq!(pid(&host), None, "nobody needs it yet");
-    networks.connect(&request("lonely", NetworkMode::None)).await.unwrap();
+    networks
+        .connect(&request("lonely", NetworkMode::None))
+        .await
+        .unwrap();
     assert_eq!(pid(&host), None, "a container without network does not need it");
 
     let start = Instant::now();
-    let sandbox = networks.connect(&request("c1", NetworkMode::Bridge)).await.unwrap();
+    let sandbox = networks
+        .connect(&request("c1", NetworkMode::Bridge))
+        .await
+        .unwrap();
     println!("{choice:?}: first connect {:?}", start.elapsed());
     let first = pid(&host).unwrap();
-    assert!(sandbox.resolv_conf.contains("\nnameserver 10.0.2.3\n"), "{}", sandbox.resolv_conf);
+    assert!(
+        sandbox.resolv_conf.contains("\nnameserver 10.0.2.3\n"),
+        "{}",
+        sandbox.resolv_conf
+    );
     println!("{choice:?}: {} KiB PSS", pss_kib(first));
 
     let inside_it = open(&sandbox);
     ask(&inside_it, to(OUTSIDE, OPEN)).unwrap();
     // The host's loopback is closed, on every address that could lead there.
-    for address in [GATEWAY, FORWARDER, Ipv4Addr::new(10, 0, 2, 100), Ipv4Addr::new(172, 17, 0, 1)] {
+    for address in [
+        GATEWAY,
+        FORWARDER,
+        Ipv4Addr::new(10, 0, 2, 100),
+        Ipv4Addr::new(172, 17, 0, 1),
+    ] {
         for port in [OPEN, LOOPBACK] {
             let answer = ask_within(&inside_it, to(address, port), Duration::from_millis(300));
             assert!(answer.is_err(), "{address}:{port} answered {answer:?}");
         }
     }
     // Neither does the namespace itself reach it through its own loopback (pasta's splice).
-    assert!(ask_within(&host.namespace, to(Ipv4Addr::LOCALHOST, LOOPBACK), Duration::from_millis(300)).is_err());
+    assert!(
+        ask_within(
+            &host.namespace,
+            to(Ipv4Addr::LOCALHOST, LOOPBACK),
+            Duration::from_millis(300)
+        )
+        .is_err()
+    );
     resolve(&inside_it, FORWARDER);
 
     // A second container shares it; a restarted daemon takes it over.
-    let second = networks.connect(&request("c2", NetworkMode::Bridge)).await.unwrap();
+    let second = networks
+        .connect(&request("c2", NetworkMode::Bridge))
+        .await
+        .unwrap();
     assert_eq!(pid(&host), Some(first));
     drop(networks);
     let networks = BridgeNetworks::new(config(&host, choice)).unwrap();
-    networks.recover(&[("c2".to_owned(), second.clone())]).await.unwrap();
+    networks
+        .recover(&[("c2".to_owned(), second.clone())])
+        .await
+        .unwrap();
     networks.ready().await.unwrap();
     assert!(alive(first));
     assert_eq!(pid(&host), Some(first));
@@ -122,9 +161,17 @@ async fn passes(choice: UplinkChoice) {
 
     // Killed, it comes back; `ready` does not wait for that, the link does.
     kill(first);
-    let again = wait_for("another uplink", || pid(&host).filter(|&pid| pid != first && alive(pid)));
-    wait_for("its interface", || inside(&host.namespace, interfaces).contains(&"tap0".to_owned()).then_some(()));
-    wait_for("the way out", || ask_within(open(&second), to(OUTSIDE, OPEN), Duration::from_millis(200)).ok());
+    let again = wait_for("another uplink", || {
+        pid(&host).filter(|&pid| pid != first && alive(pid))
+    });
+    wait_for("its interface", || {
+        inside(&host.namespace, interfaces)
+            .contains(&"tap0".to_owned())
+            .then_some(())
+    });
+    wait_for("the way out", || {
+        ask_within(open(&second), to(OUTSIDE, OPEN), Duration::from_millis(200)).ok()
+    });
 
     networks.shut_down().await;
     assert!(alive(again), "a container needs it");
@@ -134,7 +181,9 @@ async fn passes(choice: UplinkChoice) {
     for name in ["uplink.json", "uplink.netns", "uplink.pid"] {
         assert!(!exists(&host.exec_root().join(name)), "{name}");
     }
-    wait_for("the end of tap0", || (!inside(&host.namespace, interfaces).contains(&"tap0".to_owned())).then_some(()));
+    wait_for("the end of tap0", || {
+        (!inside(&host.namespace, interfaces).contains(&"tap0".to_owned())).then_some(())
+    });
     host.assert_clean();
 }
 
@@ -172,9 +221,13 @@ fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
 
 #[test]
 fn slirp4netns_leads_out_and_not_to_loopback() {
-    as_daemon_on_own_host("slirp4netns_leads_out_and_not_to_loopback", make_host, async || {
-        passes(UplinkChoice::Slirp4netns).await;
-    });
+    as_daemon_on_own_host(
+        "slirp4netns_leads_out_and_not_to_loopback",
+        make_host,
+        async || {
+            passes(UplinkChoice::Slirp4netns).await;
+        },
+    );
 }
 
 #[test]
@@ -192,7 +245,10 @@ fn the_hosts_loopback_can_be_opened() {
             let mut config = config(&host, choice);
             config.host_loopback = true;
             let networks = BridgeNetworks::new(config).unwrap();
-            let sandbox = networks.connect(&request("c1", NetworkMode::Bridge)).await.unwrap();
+            let sandbox = networks
+                .connect(&request("c1", NetworkMode::Bridge))
+                .await
+                .unwrap();
             ask(open(&sandbox), to(GATEWAY, LOOPBACK)).unwrap();
             networks.disconnect("c1").await.unwrap();
             networks.shut_down().await;
@@ -202,63 +258,132 @@ fn the_hosts_loopback_can_be_opened() {
 
 #[test]
 fn slirp4netns_is_preferred_and_ends_with_its_lifeline() {
-    as_daemon_on_own_host("slirp4netns_is_preferred_and_ends_with_its_lifeline", make_host, async || {
-        let host = Host::new();
-        let (lifeline, holder) = std::io::pipe().unwrap();
-        let mut config = config(&host, UplinkChoice::Automatic);
-        config.lifeline = Some(lifeline.into());
-        let networks = BridgeNetworks::new(config).unwrap();
-        networks.connect(&request("c1", NetworkMode::Bridge)).await.unwrap();
-        let uplink = pid(&host).unwrap();
-        let command_line = fs::read_to_string(format!("/proc/{uplink}/cmdline")).unwrap();
-        assert!(command_line.starts_with("slirp4netns["), "{command_line}");
-        // The daemon is gone first, then all that held the namespace.
-        std::mem::forget(networks);
-        drop(holder);
-        wait_for("its end", || (!alive(uplink)).then_some(()));
-    });
+    as_daemon_on_own_host(
+        "slirp4netns_is_preferred_and_ends_with_its_lifeline",
+        make_host,
+        async || {
+            let host = Host::new();
+            let (lifeline, holder) = std::io::pipe().unwrap();
+            let mut config = config(&host, UplinkChoice::Automatic);
+            config.lifeline = Some(lifeline.into());
+            let networks = BridgeNetworks::new(config).unwrap();
+            networks
+                .connect(&request("c1", NetworkMode::Bridge))
+                .await
+                .unwrap();
+            let uplink = pid(&host).unwrap();
+            let command_line = fs::read_to_string(format!("/proc/{uplink}/cmdline")).unwrap();
+            assert!(command_line.starts_with("slirp4netns["), "{command_line}");
+            // The daemon is gone first, then all that held the namespace.
+            std::mem::forget(networks);
+            drop(holder);
+            wait_for("its end", || (!alive(uplink)).then_some(()));
+        },
+    );
 }
 
 #[test]
 fn an_unrecorded_uplink_of_a_killed_daemon_is_replaced() {
-    as_daemon_on_own_host("an_unrecorded_uplink_of_a_killed_daemon_is_replaced", make_host, async || {
-        for choice in [UplinkChoice::Slirp4netns, UplinkChoice::Pasta] {
-            let host = Host::new();
-            let networks = BridgeNetworks::new(config(&host, choice)).unwrap();
-            networks.connect(&request("c1", NetworkMode::Bridge)).await.unwrap();
-            let stray = pid(&host).unwrap();
-            drop(networks);
-            fs::remove_file(host.exec_root().join("uplink.json")).unwrap();
+    as_daemon_on_own_host(
+        "an_unrecorded_uplink_of_a_killed_daemon_is_replaced",
+        make_host,
+        async || {
+            for choice in [UplinkChoice::Slirp4netns, UplinkChoice::Pasta] {
+                let host = Host::new();
+                let networks = BridgeNetworks::new(config(&host, choice)).unwrap();
+                networks
+                    .connect(&request("c1", NetworkMode::Bridge))
+                    .await
+                    .unwrap();
+                let stray = pid(&host).unwrap();
+                drop(networks);
+                fs::remove_file(host.exec_root().join("uplink.json")).unwrap();
 
-            let networks = BridgeNetworks::new(config(&host, choice)).unwrap();
-            networks.recover(&[]).await.unwrap();
-            let sandbox = networks.connect(&request("c2", NetworkMode::Bridge)).await.unwrap();
-            assert_ne!(pid(&host).unwrap(), stray);
-            wait_for("the end of the stray", || (!alive(stray)).then_some(()));
-            ask(open(&sandbox), to(OUTSIDE, OPEN)).unwrap();
-            networks.disconnect("c2").await.unwrap();
-            networks.shut_down().await;
-        }
+                let networks = BridgeNetworks::new(config(&host, choice)).unwrap();
+                networks.recover(&[]).await.unwrap();
+                let sandbox = networks
+                    .connect(&request("c2", NetworkMode::Bridge))
+                    .await
+                    .unwrap();
+                assert_ne!(pid(&host).unwrap(), stray);
+                wait_for("the end of the stray", || (!alive(stray)).then_some(()));
+                ask(open(&sandbox), to(OUTSIDE, OPEN)).unwrap();
+                networks.disconnect("c2").await.unwrap();
+                networks.shut_down().await;
+            }
+        },
+    );
+}
+
+#[test]
+fn an_idle_uplink_ends_after_a_while() {
+    as_daemon_on_own_host("an_idle_uplink_ends_after_a_while", make_host, async || {
+        // A runtime of one thread, because only its clock can be moved.
+        let idle = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let host = Host::new();
+                let networks = BridgeNetworks::new(config(&host, UplinkChoice::Slirp4netns)).unwrap();
+                networks
+                    .connect(&request("c1", NetworkMode::Bridge))
+                    .await
+                    .unwrap();
+                let uplink = pid(&host).unwrap();
+                networks.disconnect("c1").await.unwrap();
+                tokio::task::yield_now().await;
+                tokio::time::pause();
+                tokio::time::advance(Duration::from_secs(30)).await;
+                networks
+                    .connect(&request("c2", NetworkMode::Bridge))
+                    .await
+                    .unwrap();
+                tokio::time::advance(Duration::from_secs(120)).await;
+                tokio::task::yield_now().await;
+                assert_eq!(pid(&host), Some(uplink), "c2 needs it");
+                networks.disconnect("c2").await.unwrap();
+                tokio::task::yield_now().await;
+                tokio::time::advance(Duration::from_secs(61)).await;
+                while alive(uplink) {
+                    tokio::task::yield_now().await;
+                }
+            });
+        };
+        std::thread::scope(|scope| scope.spawn(idle).join().unwrap());
     });
 }
 
 #[test]
 fn a_program_that_fails_costs_the_way_out_and_nothing_else() {
-    as_daemon_on_own_host("a_program_that_fails_costs_the_way_out_and_nothing_else", make_host, async || {
-        let host = Host::new();
-        let mut config = config(&host, UplinkChoice::Automatic);
-        config.programs =
-            UplinkPrograms { slirp4netns: Some("/bin/false".into()), pasta: Some(Path::new("/nonexistent").into()) };
-        let networks = BridgeNetworks::new(config).unwrap();
-        let first = networks.connect(&request("c1", NetworkMode::Bridge)).await.unwrap();
-        let second = networks.connect(&request("c2", NetworkMode::Bridge)).await.unwrap();
-        let server = serve(open(&second).as_fd(), address(&second));
-        assert_eq!(ask(open(&first), server).unwrap(), "172.17.0.2");
-        assert_eq!(pid(&host), None);
-        for id in ["c1", "c2"] {
-            networks.disconnect(id).await.unwrap();
-        }
-        networks.shut_down().await;
-        host.assert_clean();
-    });
+    as_daemon_on_own_host(
+        "a_program_that_fails_costs_the_way_out_and_nothing_else",
+        make_host,
+        async || {
+            let host = Host::new();
+            let mut config = config(&host, UplinkChoice::Automatic);
+            config.programs = UplinkPrograms {
+                slirp4netns: Some("/bin/false".into()),
+                pasta: Some(Path::new("/nonexistent").into()),
+            };
+            let networks = BridgeNetworks::new(config).unwrap();
+            let first = networks
+                .connect(&request("c1", NetworkMode::Bridge))
+                .await
+                .unwrap();
+            let second = networks
+                .connect(&request("c2", NetworkMode::Bridge))
+                .await
+                .unwrap();
+            let server = serve(open(&second).as_fd(), address(&second));
+            assert_eq!(ask(open(&first), server).unwrap(), "172.17.0.2");
+            assert_eq!(pid(&host), None);
+            for id in ["c1", "c2"] {
+                networks.disconnect(id).await.unwrap();
+            }
+            networks.shut_down().await;
+            host.assert_clean();
+        },
+    );
 }

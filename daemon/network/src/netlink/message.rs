@@ -33,7 +33,10 @@ impl Message {
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         bytes.extend_from_slice(fixed);
-        let mut message = Self { bytes, purpose: purpose.into() };
+        let mut message = Self {
+            bytes,
+            purpose: purpose.into(),
+        };
         message.pad();
         message
     }
@@ -71,7 +74,12 @@ impl Message {
     }
 
     /// As [`Message::nested`], with a fixed part in front of the inner attributes.
-    pub(crate) fn nested_after(&mut self, kind: u16, fixed: &[u8], fill: impl FnOnce(&mut Self)) -> &mut Self {
+    pub(crate) fn nested_after(
+        &mut self,
+        kind: u16,
+        fixed: &[u8],
+        fill: impl FnOnce(&mut Self),
+    ) -> &mut Self {
         let start = self.open(kind | NLA_F_NESTED);
         self.bytes.extend_from_slice(fixed);
         self.pad();
@@ -123,11 +131,24 @@ pub(crate) struct Reply {
 /// Splits what one recv(2) returned into messages. Stops at the first that is cut short.
 pub(crate) fn replies(mut bytes: &[u8]) -> Vec<Reply> {
     let mut found = Vec::new();
-    while let (Some(length), Some(kind), Some(flags), Some(sequence)) =
-        (u32_at(bytes, 0), u16_at(bytes, 4), u16_at(bytes, 6), u32_at(bytes, 8))
-    {
-        let Some(payload) = usize::try_from(length).ok().and_then(|end| bytes.get(HEADER_LEN..end)) else { break };
-        found.push(Reply { kind, flags, sequence, payload: payload.to_vec() });
+    while let (Some(length), Some(kind), Some(flags), Some(sequence)) = (
+        u32_at(bytes, 0),
+        u16_at(bytes, 4),
+        u16_at(bytes, 6),
+        u32_at(bytes, 8),
+    ) {
+        let Some(payload) = usize::try_from(length)
+            .ok()
+            .and_then(|end| bytes.get(HEADER_LEN..end))
+        else {
+            break;
+        };
+        found.push(Reply {
+            kind,
+            flags,
+            sequence,
+            payload: payload.to_vec(),
+        });
         let next = (HEADER_LEN + payload.len()).next_multiple_of(4);
         bytes = bytes.get(next..).unwrap_or_default();
     }
@@ -147,7 +168,9 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 
 /// The first attribute of type `kind` in `bytes`.
 pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+    attributes(bytes)
+        .find(|(found, _)| *found == kind)
+        .map(|(_, value)| value)
 }
 
 /// A text attribute's value without its NUL.
@@ -186,7 +209,10 @@ mod tests {
 
         let parsed = replies(&bytes);
         assert_eq!(parsed.len(), 1);
-        assert_eq!((parsed[0].kind, parsed[0].flags, parsed[0].sequence), (16, NLM_F_ACK | NLM_F_REQUEST, 42));
+        assert_eq!(
+            (parsed[0].kind, parsed[0].flags, parsed[0].sequence),
+            (16, NLM_F_ACK | NLM_F_REQUEST, 42)
+        );
         assert_eq!(parsed[0].payload[..4], [1, 2, 3, 4]);
         let tree = &parsed[0].payload[4..];
         assert_eq!(attribute(tree, 3).map(text).as_deref(), Some("lo"));

@@ -69,9 +69,17 @@ pub(crate) struct Hook {
 }
 
 /// After forwarding has been decided.
-pub(crate) const FORWARD: Hook = Hook { kind: "filter", number: 2, priority: 0 };
+pub(crate) const FORWARD: Hook = Hook {
+    kind: "filter",
+    number: 2,
+    priority: 0,
+};
 /// On the way out, where source addresses are translated (`srcnat`).
-pub(crate) const POSTROUTING_NAT: Hook = Hook { kind: "nat", number: 4, priority: 100 };
+pub(crate) const POSTROUTING_NAT: Hook = Hook {
+    kind: "nat",
+    number: 4,
+    priority: 100,
+};
 
 /// A condition or an action; a rule acts when all conditions before the action hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,11 +133,20 @@ fn batch(kind: u16) -> Message {
 }
 
 fn message(purpose: String, kind: u16, flags: u16) -> Message {
-    Message::new(purpose, NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &[NFPROTO_IPV4, 0, 0, 0])
+    Message::new(
+        purpose,
+        NFNL_SUBSYS_NFTABLES << 8 | kind,
+        flags,
+        &[NFPROTO_IPV4, 0, 0, 0],
+    )
 }
 
 fn new_table(name: &str) -> Message {
-    let mut message = message(format!("create the nf_tables table {name}"), NFT_MSG_NEWTABLE, NLM_F_CREATE);
+    let mut message = message(
+        format!("create the nf_tables table {name}"),
+        NFT_MSG_NEWTABLE,
+        NLM_F_CREATE,
+    );
     message.text(NFTA_TABLE_NAME, name);
     message
 }
@@ -158,9 +175,12 @@ fn new_chain(table: &str, chain: &Chain) -> Message {
 fn new_rule(table: &str, chain: &str, rule: &[Expression]) -> Message {
     let purpose = format!("add a rule to the nf_tables chain {table} {chain}");
     let mut message = message(purpose, NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND);
-    message.text(NFTA_RULE_TABLE, table).text(NFTA_RULE_CHAIN, chain).nested(NFTA_RULE_EXPRESSIONS, |list| {
-        rule.iter().for_each(|expression| encode(list, expression));
-    });
+    message
+        .text(NFTA_RULE_TABLE, table)
+        .text(NFTA_RULE_CHAIN, chain)
+        .nested(NFTA_RULE_EXPRESSIONS, |list| {
+            rule.iter().for_each(|expression| encode(list, expression));
+        });
     message
 }
 
@@ -224,13 +244,20 @@ fn load_meta(list: &mut Message, key: u32) {
 
 fn load_payload(list: &mut Message, base: u32, offset: u32, length: u32) {
     element(list, "payload", |payload| {
-        payload.big_endian(1, NFT_REG_1).big_endian(2, base).big_endian(3, offset).big_endian(4, length);
+        payload
+            .big_endian(1, NFT_REG_1)
+            .big_endian(2, base)
+            .big_endian(3, offset)
+            .big_endian(4, length);
     });
 }
 
 fn mask_register(list: &mut Message, mask: [u8; 4]) {
     element(list, "bitwise", |bitwise| {
-        bitwise.big_endian(1, NFT_REG_1).big_endian(2, NFT_REG_1).big_endian(3, 4);
+        bitwise
+            .big_endian(1, NFT_REG_1)
+            .big_endian(2, NFT_REG_1)
+            .big_endian(3, 4);
         bitwise.nested(4, |value| {
             value.attribute(NFTA_DATA_VALUE, &mask);
         });
@@ -242,9 +269,11 @@ fn mask_register(list: &mut Message, mask: [u8; 4]) {
 
 fn compare(list: &mut Message, operator: u32, data: &[u8]) {
     element(list, "cmp", |cmp| {
-        cmp.big_endian(1, NFT_REG_1).big_endian(2, operator).nested(3, |value| {
-            value.attribute(NFTA_DATA_VALUE, data);
-        });
+        cmp.big_endian(1, NFT_REG_1)
+            .big_endian(2, operator)
+            .nested(3, |value| {
+                value.attribute(NFTA_DATA_VALUE, data);
+            });
     });
 }
 
@@ -261,7 +290,11 @@ fn verdict(list: &mut Message, code: u32) {
 fn padded(name: &str) -> [u8; IFNAMSIZ] {
     let mut padded = [0; IFNAMSIZ];
     // The last byte stays NUL: the kernel's names have at most 15.
-    padded.iter_mut().take(IFNAMSIZ - 1).zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+    padded
+        .iter_mut()
+        .take(IFNAMSIZ - 1)
+        .zip(name.bytes())
+        .for_each(|(place, byte)| *place = byte);
     padded
 }
 
@@ -280,8 +313,9 @@ mod tests {
         let (bytes, _) = new_rule("skiff", "postrouting", &rule).finish(1);
         let payload = &replies(&bytes)[0].payload[4..];
         let list = attribute(payload, NFTA_RULE_EXPRESSIONS).unwrap();
-        let names: Vec<String> =
-            attributes(list).map(|(_, element)| text(attribute(element, NFTA_EXPR_NAME).unwrap())).collect();
+        let names: Vec<String> = attributes(list)
+            .map(|(_, element)| text(attribute(element, NFTA_EXPR_NAME).unwrap()))
+            .collect();
         assert_eq!(names, ["payload", "bitwise", "cmp", "meta", "cmp", "masq"]);
     }
 

@@ -68,23 +68,23 @@ pub(crate) struct Link {
     pub(crate) group: u32,
 }
 
-/// A veth pair to make, one end here, the other in a container's namespace.
+/// A veth pair to make, one end here and in a bridge, the other perhaps in a container's namespace.
 #[derive(Debug)]
 pub(crate) struct VethPair<'a> {
     /// Name of the end on this side.
     pub(crate) name: &'a str,
-    /// Device group of the end on this side, by which it is found again.
+    /// Device group of the end on this side, by which it is found again; 0 for none.
     pub(crate) group: u32,
     /// Index of the bridge it is plugged into.
     pub(crate) bridge: u32,
     /// MTU of both ends, in bytes.
     pub(crate) mtu: u32,
-    /// The other end's namespace.
-    pub(crate) peer_namespace: BorrowedFd<'a>,
+    /// The other end's namespace; `None` for this one.
+    pub(crate) peer_namespace: Option<BorrowedFd<'a>>,
     /// Name of the other end.
     pub(crate) peer_name: &'a str,
-    /// Link address of the other end.
-    pub(crate) peer_mac: Mac,
+    /// Link address of the other end; `None` for a random one.
+    pub(crate) peer_mac: Option<Mac>,
 }
 
 fn ifinfomsg(index: u32, flags: u32, change: u32) -> [u8; IFINFOMSG_LEN] {
@@ -98,13 +98,19 @@ fn ifinfomsg(index: u32, flags: u32, change: u32) -> [u8; IFINFOMSG_LEN] {
 /// Makes a bridge. Its address is given because it otherwise follows that of its lowest port.
 pub(crate) fn add_bridge(name: &str, mac: Mac, mtu: u32) -> Message {
     let purpose = format!("create the bridge {name}");
-    let mut message = Message::new(purpose, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &ifinfomsg(0, 0, 0));
-    message.text(IFLA_IFNAME, name).attribute(IFLA_ADDRESS, &mac).number(IFLA_MTU, mtu).nested(
-        IFLA_LINKINFO,
-        |info| {
-            info.text(IFLA_INFO_KIND, "bridge");
-        },
+    let mut message = Message::new(
+        purpose,
+        RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        &ifinfomsg(0, 0, 0),
     );
+    message
+        .text(IFLA_IFNAME, name)
+        .attribute(IFLA_ADDRESS, &mac)
+        .number(IFLA_MTU, mtu)
+        .nested(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "bridge");
+        });
     message
 }
 
@@ -112,7 +118,12 @@ pub(crate) fn add_bridge(name: &str, mac: Mac, mtu: u32) -> Message {
 /// the pair is complete). Two requests, because a link's IPv6 setting is not taken at its creation.
 pub(crate) fn add_veth(pair: &VethPair<'_>) -> [Message; 2] {
     let purpose = format!("create the veth pair {}", pair.name);
-    let mut create = Message::new(purpose, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &ifinfomsg(0, 0, 0));
+    let mut create = Message::new(
+        purpose,
+        RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        &ifinfomsg(0, 0, 0),
+    );
     create
         .text(IFLA_IFNAME, pair.name)
         .number(IFLA_MTU, pair.mtu)
@@ -121,11 +132,13 @@ pub(crate) fn add_veth(pair: &VethPair<'_>) -> [Message; 2] {
         .nested(IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_KIND, "veth").nested(IFLA_INFO_DATA, |data| {
                 data.nested_after(VETH_INFO_PEER, &ifinfomsg(0, 0, 0), |peer| {
-                    let namespace = pair.peer_namespace.as_raw_fd().cast_unsigned();
-                    peer.text(IFLA_IFNAME, pair.peer_name)
-                        .attribute(IFLA_ADDRESS, &pair.peer_mac)
-                        .number(IFLA_MTU, pair.mtu)
-                        .number(IFLA_NET_NS_FD, namespace);
+                    peer.text(IFLA_IFNAME, pair.peer_name).number(IFLA_MTU, pair.mtu);
+                    if let Some(mac) = &pair.peer_mac {
+                        peer.attribute(IFLA_ADDRESS, mac);
+                    }
+                    if let Some(namespace) = &pair.peer_namespace {
+                        peer.number(IFLA_NET_NS_FD, namespace.as_raw_fd().cast_unsigned());
+                    }
                 });
             });
         });
@@ -134,7 +147,12 @@ pub(crate) fn add_veth(pair: &VethPair<'_>) -> [Message; 2] {
 
 /// Brings a link up that gets no IPv6 address by itself, not even a link-local one.
 pub(crate) fn up_without_ipv6(name: &str) -> Message {
-    let mut message = Message::new(format!("bring {name} up"), RTM_SETLINK, 0, &ifinfomsg(0, IFF_UP, IFF_UP));
+    let mut message = Message::new(
+        format!("bring {name} up"),
+        RTM_SETLINK,
+        0,
+        &ifinfomsg(0, IFF_UP, IFF_UP),
+    );
     message.text(IFLA_IFNAME, name).nested(IFLA_AF_SPEC, |families| {
         families.nested(AF_INET6, |inet6| {
             inet6.attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
@@ -145,14 +163,24 @@ pub(crate) fn up_without_ipv6(name: &str) -> Message {
 
 /// Brings a link up.
 pub(crate) fn up(name: &str) -> Message {
-    let mut message = Message::new(format!("bring {name} up"), RTM_SETLINK, 0, &ifinfomsg(0, IFF_UP, IFF_UP));
+    let mut message = Message::new(
+        format!("bring {name} up"),
+        RTM_SETLINK,
+        0,
+        &ifinfomsg(0, IFF_UP, IFF_UP),
+    );
     message.text(IFLA_IFNAME, name);
     message
 }
 
 /// Sets a link's MTU, in bytes.
 pub(crate) fn set_mtu(name: &str, mtu: u32) -> Message {
-    let mut message = Message::new(format!("set the MTU of {name}"), RTM_SETLINK, 0, &ifinfomsg(0, 0, 0));
+    let mut message = Message::new(
+        format!("set the MTU of {name}"),
+        RTM_SETLINK,
+        0,
+        &ifinfomsg(0, 0, 0),
+    );
     message.text(IFLA_IFNAME, name).number(IFLA_MTU, mtu);
     message
 }
@@ -192,9 +220,24 @@ pub(crate) fn delete_address(index: u32, address: Ipv4Addr, prefix_len: u8) -> M
 /// Adds the default route through `gateway`.
 pub(crate) fn add_default_route(index: u32, gateway: Ipv4Addr) -> Message {
     let purpose = format!("add the default route through {gateway}");
-    let fixed = [AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0, 0, 0, 0];
+    let fixed = [
+        AF_INET,
+        0,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        RTPROT_BOOT,
+        0,
+        RTN_UNICAST,
+        0,
+        0,
+        0,
+        0,
+    ];
     let mut message = Message::new(purpose, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &fixed);
-    message.attribute(RTA_GATEWAY, &gateway.octets()).number(RTA_OIF, index);
+    message
+        .attribute(RTA_GATEWAY, &gateway.octets())
+        .number(RTA_OIF, index);
     message
 }
 
@@ -211,10 +254,18 @@ fn host_mask(prefix_len: u8) -> u32 {
     u32::MAX.checked_shr(u32::from(prefix_len)).unwrap_or(0)
 }
 
-/// The link called `name`, if there is one.
+/// The link called `name`, if there is one. From Linux 6.8 on, asking also makes the kernel act on a carrier that has
+/// just appeared, which it otherwise does up to a second later.
 pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
-    let mut message = Message::new(format!("look for link {name}"), RTM_GETLINK, 0, &ifinfomsg(0, 0, 0));
-    message.text(IFLA_IFNAME, name).number(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    let mut message = Message::new(
+        format!("look for link {name}"),
+        RTM_GETLINK,
+        0,
+        &ifinfomsg(0, 0, 0),
+    );
+    message
+        .text(IFLA_IFNAME, name)
+        .number(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
     Ok(socket.get(message)?.and_then(|reply| parse_link(&reply.payload)))
 }
 
@@ -222,7 +273,11 @@ pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
 pub(crate) fn links(socket: &mut Socket) -> Result<Vec<Link>> {
     let mut message = Message::new("list the links", RTM_GETLINK, NLM_F_DUMP, &ifinfomsg(0, 0, 0));
     message.number(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
-    Ok(socket.dump(message)?.iter().filter_map(|reply| parse_link(&reply.payload)).collect())
+    Ok(socket
+        .dump(message)?
+        .iter()
+        .filter_map(|reply| parse_link(&reply.payload))
+        .collect())
 }
 
 /// Whether an event says that the link `name` was deleted.
@@ -232,7 +287,12 @@ pub(crate) fn is_deletion(event: &Reply, name: &str) -> bool {
 
 fn parse_link(payload: &[u8]) -> Option<Link> {
     let tree = payload.get(IFINFOMSG_LEN..)?;
-    let mut link = Link { index: u32_at(payload, 4)?, name: String::new(), kind: None, group: 0 };
+    let mut link = Link {
+        index: u32_at(payload, 4)?,
+        name: String::new(),
+        kind: None,
+        group: 0,
+    };
     for (kind, value) in attributes(tree) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
@@ -248,7 +308,10 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
 pub(crate) fn addresses(socket: &mut Socket, index: u32) -> Result<Vec<(Ipv4Addr, u8)>> {
     let message = Message::new("list the addresses", RTM_GETADDR, NLM_F_DUMP, &ifaddrmsg(0, 0));
     let found = socket.dump(message)?;
-    Ok(found.iter().filter_map(|reply| parse_address(&reply.payload, index)).collect())
+    Ok(found
+        .iter()
+        .filter_map(|reply| parse_address(&reply.payload, index))
+        .collect())
 }
 
 fn parse_address(payload: &[u8], index: u32) -> Option<(Ipv4Addr, u8)> {
@@ -256,7 +319,9 @@ fn parse_address(payload: &[u8], index: u32) -> Option<(Ipv4Addr, u8)> {
     if family != AF_INET || u32_at(payload, 4)? != index {
         return None;
     }
-    let raw: [u8; 4] = attribute(payload.get(IFADDRMSG_LEN..)?, IFA_LOCAL)?.try_into().ok()?;
+    let raw: [u8; 4] = attribute(payload.get(IFADDRMSG_LEN..)?, IFA_LOCAL)?
+        .try_into()
+        .ok()?;
     Some((Ipv4Addr::from(raw), *payload.get(1)?))
 }
 

@@ -84,7 +84,12 @@ impl Socket {
 
     fn open(purpose: &str, protocol: Option<Protocol>, groups: u32) -> Result<Self> {
         let open = || {
-            let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+            let fd = socket_with(
+                AddressFamily::NETLINK,
+                SocketType::RAW,
+                SocketFlags::CLOEXEC,
+                protocol,
+            )?;
             bind(&fd, &SocketAddrNetlink::new(0, groups))?;
             set_socket_timeout(&fd, Timeout::Recv, Some(PATIENCE))?;
             Ok(fd)
@@ -112,7 +117,8 @@ impl Socket {
             bytes.extend_from_slice(&part);
             waiting.push((sequence, purpose));
         }
-        self.transmit(&bytes).map_err(|errno| failed(first_purpose(&waiting), errno))?;
+        self.transmit(&bytes)
+            .map_err(|errno| failed(first_purpose(&waiting), errno))?;
         self.collect(waiting)
     }
 
@@ -130,7 +136,8 @@ impl Socket {
         }
         let end_sequence = self.next_sequence();
         bytes.extend_from_slice(&end.finish(end_sequence).0);
-        self.transmit(&bytes).map_err(|errno| failed(&begin_purpose, errno))?;
+        self.transmit(&bytes)
+            .map_err(|errno| failed(&begin_purpose, errno))?;
         // A refusal of the whole batch (no nf_tables, no permission) answers its first message only.
         let refusal = (begin_sequence, begin_purpose);
         self.collect_until(waiting, Some(refusal))
@@ -150,7 +157,9 @@ impl Socket {
                     return Ok(Some(reply));
                 }
                 match refusal(&reply, &purpose) {
-                    Some(error) if error.errno == Errno::NODEV || error.errno == Errno::NOENT => return Ok(None),
+                    Some(error) if error.errno == Errno::NODEV || error.errno == Errno::NOENT => {
+                        return Ok(None);
+                    }
                     Some(error) => return Err(error),
                     None => return Ok(None),
                 }
@@ -190,14 +199,20 @@ impl Socket {
     }
 
     fn transmit(&self, bytes: &[u8]) -> rustix::io::Result<()> {
-        rustix::io::retry_on_intr(|| sendto(&self.fd, bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0)))?;
+        rustix::io::retry_on_intr(|| {
+            sendto(&self.fd, bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))
+        })?;
         Ok(())
     }
 
     fn receive(&self, purpose: &str) -> Result<Vec<Reply>> {
         let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
         rustix::io::retry_on_intr(|| {
-            recv(&self.fd, rustix::buffer::spare_capacity(&mut buffer), RecvFlags::empty())
+            recv(
+                &self.fd,
+                rustix::buffer::spare_capacity(&mut buffer),
+                RecvFlags::empty(),
+            )
         })
         .map_err(|errno| failed(purpose, errno))?;
         Ok(replies(&buffer))
@@ -217,7 +232,10 @@ impl Socket {
                 {
                     return Err(error);
                 }
-                if let Some(place) = waiting.iter().position(|(sequence, _)| *sequence == reply.sequence) {
+                if let Some(place) = waiting
+                    .iter()
+                    .position(|(sequence, _)| *sequence == reply.sequence)
+                {
                     let (_, purpose) = waiting.remove(place);
                     first = first.or_else(|| refusal(reply, &purpose));
                 }
@@ -234,11 +252,17 @@ fn acknowledged(bytes: &mut [u8]) {
 }
 
 fn first_purpose(waiting: &[(u32, String)]) -> &str {
-    waiting.first().map_or("configure the network", |(_, purpose)| purpose)
+    waiting
+        .first()
+        .map_or("configure the network", |(_, purpose)| purpose)
 }
 
 fn failed(purpose: &str, errno: Errno) -> Error {
-    Error { purpose: purpose.to_owned(), errno, explanation: None }
+    Error {
+        purpose: purpose.to_owned(),
+        errno,
+        explanation: None,
+    }
 }
 
 /// The error in an `NLMSG_ERROR` message; `None` when it is an acknowledgement.
@@ -249,10 +273,15 @@ fn refusal(reply: &Reply, purpose: &str) -> Option<Error> {
         return None;
     }
     let request_len = match reply.flags & NLM_F_CAPPED {
-        0 => u32_at(&reply.payload, 4).and_then(|length| usize::try_from(length).ok()).unwrap_or(HEADER_LEN),
+        0 => u32_at(&reply.payload, 4)
+            .and_then(|length| usize::try_from(length).ok())
+            .unwrap_or(HEADER_LEN),
         _ => HEADER_LEN,
     };
-    let details = reply.payload.get(4 + request_len.next_multiple_of(4)..).unwrap_or_default();
+    let details = reply
+        .payload
+        .get(4 + request_len.next_multiple_of(4)..)
+        .unwrap_or_default();
     Some(Error {
         purpose: purpose.to_owned(),
         errno: Errno::from_raw_os_error(code.saturating_neg()),
@@ -277,22 +306,39 @@ mod tests {
         let lo = route::link(&mut socket, "lo").unwrap().unwrap();
         assert_eq!(lo.name, "lo");
         assert!(route::link(&mut socket, "skiff-absent").unwrap().is_none());
-        assert!(route::links(&mut socket).unwrap().iter().any(|link| link.name == "lo"));
+        assert!(
+            route::links(&mut socket)
+                .unwrap()
+                .iter()
+                .any(|link| link.name == "lo")
+        );
     }
 
     #[test]
     fn a_refusal_carries_purpose_and_errno() {
         let mut socket = Socket::route().unwrap();
         let error = socket.request(route::delete_link("skiff-absent")).unwrap_err();
-        assert!(error.to_string().starts_with("cannot delete link skiff-absent: "), "{error}");
+        assert!(
+            error.to_string().starts_with("cannot delete link skiff-absent: "),
+            "{error}"
+        );
         assert!([Errno::NODEV, Errno::PERM].contains(&error.errno));
     }
 
     #[test]
     fn a_batch_reports_its_first_error_and_leaves_the_socket_usable() {
         let mut socket = Socket::route().unwrap();
-        let messages = [route::delete_link("skiff-absent1"), route::delete_link("skiff-absent2")];
-        assert!(socket.batch(messages).unwrap_err().to_string().contains("skiff-absent1"));
+        let messages = [
+            route::delete_link("skiff-absent1"),
+            route::delete_link("skiff-absent2"),
+        ];
+        assert!(
+            socket
+                .batch(messages)
+                .unwrap_err()
+                .to_string()
+                .contains("skiff-absent1")
+        );
         assert!(route::link(&mut socket, "lo").unwrap().is_some());
     }
 }

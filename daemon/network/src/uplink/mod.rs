@@ -101,7 +101,9 @@ struct Watched {
 impl Uplink {
     /// The uplink for `config`; `None` when the bridge needs none or no program is installed, which is logged.
     pub(crate) fn new(config: &NetworkConfig) -> Result<Option<Self>> {
-        let Some(namespace) = &config.netns else { return Ok(None) };
+        let Some(namespace) = &config.netns else {
+            return Ok(None);
+        };
         let programs = candidates(config);
         if programs.is_empty() {
             if config.uplink != UplinkChoice::Disabled {
@@ -113,7 +115,8 @@ impl Uplink {
             return Ok(None);
         }
         let duplicate = |fd: &OwnedFd| {
-            fd.try_clone().map_err(|error| Error::system("cannot duplicate a descriptor").caused_by(error))
+            fd.try_clone()
+                .map_err(|error| Error::system("cannot duplicate a descriptor").caused_by(error))
         };
         let settings = Settings {
             exec_root: config.exec_root.clone(),
@@ -123,7 +126,12 @@ impl Uplink {
             mtu: config.uplink_mtu,
             host_loopback: config.host_loopback,
         };
-        Ok(Some(Self { shared: Arc::new(Shared { settings, state: Mutex::default() }) }))
+        Ok(Some(Self {
+            shared: Arc::new(Shared {
+                settings,
+                state: Mutex::default(),
+            }),
+        }))
     }
 
     /// Counts a container that needs the uplink, and returns when the uplink is up or cannot be brought up.
@@ -168,7 +176,11 @@ impl Uplink {
 
 /// The programs to try, best first (requirement G1: slirp4netns before pasta).
 fn candidates(config: &NetworkConfig) -> Vec<(Program, PathBuf)> {
-    let slirp4netns = config.programs.slirp4netns.clone().map(|path| (Program::Slirp4netns, path));
+    let slirp4netns = config
+        .programs
+        .slirp4netns
+        .clone()
+        .map(|path| (Program::Slirp4netns, path));
     let pasta = config.programs.pasta.clone().map(|path| (Program::Pasta, path));
     match config.uplink {
         UplinkChoice::Automatic => slirp4netns.into_iter().chain(pasta).collect(),
@@ -193,7 +205,9 @@ impl Shared {
         }
         let shared = Arc::clone(self);
         let start = tokio::task::spawn_blocking(move || shared.adopt_or_start());
-        let result = start.await.unwrap_or_else(|error| Err(Error::system("the uplink's thread failed").caused_by(error)));
+        let result = start
+            .await
+            .unwrap_or_else(|error| Err(Error::system("the uplink's thread failed").caused_by(error)));
         let watched = result.and_then(|uplinked| {
             let pidfd = uplinked.watch()?;
             Ok((uplinked, pidfd))
@@ -202,7 +216,11 @@ impl Shared {
             Ok((uplinked, pidfd)) => {
                 let serial = state.next_serial;
                 state.next_serial += 1;
-                state.running = Some(Running { serial, uplinked, since: Instant::now() });
+                state.running = Some(Running {
+                    serial,
+                    uplinked,
+                    since: Instant::now(),
+                });
                 Some(Watched { serial, pidfd })
             }
             Err(error) => {
@@ -237,7 +255,9 @@ impl Shared {
 
     /// Notes a failure and returns how long to wait before the next attempt.
     fn pause(&self, state: &mut State) -> Duration {
-        let pause = FIRST_PAUSE.saturating_mul(1 << state.failures.min(6)).min(LONGEST_PAUSE);
+        let pause = FIRST_PAUSE
+            .saturating_mul(1 << state.failures.min(6))
+            .min(LONGEST_PAUSE);
         state.failures += 1;
         state.pause_until = Some(Instant::now() + pause);
         pause
@@ -297,7 +317,9 @@ async fn watch(shared: Weak<Shared>, mut watched: Watched) {
             return;
         }
         let Some(shared) = shared.upgrade() else { return };
-        let Some(pause) = shared.ended(&watched).await else { return };
+        let Some(pause) = shared.ended(&watched).await else {
+            return;
+        };
         match shared.start_again(pause).await {
             Some(next) => watched = next,
             None => return,

@@ -65,7 +65,9 @@ fn slirp4netns(path: &Path, namespace: &Path, settings: &Settings) -> Result<Upl
     let version = slirp4netns_version(path)?;
     if version < OLDEST_SLIRP4NETNS {
         let (major, minor, patch) = version;
-        return Err(Error::unavailable(format!("version {major}.{minor}.{patch} is older than 0.4.0")));
+        return Err(Error::unavailable(format!(
+            "version {major}.{minor}.{patch} is older than 0.4.0"
+        )));
     }
     let (ready, ready_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a pipe"))?;
     let (output, output_writer) = output_pipe().map_err(failed("make a pipe"))?;
@@ -77,20 +79,32 @@ fn slirp4netns(path: &Path, namespace: &Path, settings: &Settings) -> Result<Upl
         .arg0(record::slirp4netns_mark(&settings.exec_root))
         .stderr(output_writer);
     let mut descriptors = vec![
-        FdMapping { parent_fd: ready_writer, child_fd: READY_FD },
-        FdMapping { parent_fd: output.try_clone().map_err(failed("duplicate a descriptor"))?, child_fd: OUTPUT_FD },
+        FdMapping {
+            parent_fd: ready_writer,
+            child_fd: READY_FD,
+        },
+        FdMapping {
+            parent_fd: output.try_clone().map_err(failed("duplicate a descriptor"))?,
+            child_fd: OUTPUT_FD,
+        },
     ];
     if let Some(lifeline) = &settings.lifeline {
         let parent_fd = lifeline.try_clone().map_err(failed("duplicate a descriptor"))?;
-        descriptors.push(FdMapping { parent_fd, child_fd: EXIT_FD });
+        descriptors.push(FdMapping {
+            parent_fd,
+            child_fd: EXIT_FD,
+        });
     }
-    command.fd_mappings(descriptors).map_err(|error| Error::system("cannot pass descriptors").caused_by(error))?;
+    command
+        .fd_mappings(descriptors)
+        .map_err(|error| Error::system("cannot pass descriptors").caused_by(error))?;
     let child = spawn(&mut command)?;
     // Only the child may keep the pipe's other end, or its death would not be noticed.
     drop(command);
 
     let identity = identify(child.id());
-    let recorded = identity.and_then(|identity| record::write(settings, Program::Slirp4netns, &identity, Some(output)));
+    let recorded =
+        identity.and_then(|identity| record::write(settings, Program::Slirp4netns, &identity, Some(output)));
     match recorded.and_then(|uplinked| wait_until_ready(&ready, &uplinked).map(|()| uplinked)) {
         Ok(uplinked) => Ok(uplinked),
         Err(error) => {
@@ -101,8 +115,14 @@ fn slirp4netns(path: &Path, namespace: &Path, settings: &Settings) -> Result<Upl
 }
 
 fn slirp4netns_arguments(settings: &Settings) -> Vec<String> {
-    let mut arguments: Vec<String> =
-        ["--configure", "--enable-sandbox", "--enable-seccomp", "--netns-type=path"].map(str::to_owned).to_vec();
+    let mut arguments: Vec<String> = [
+        "--configure",
+        "--enable-sandbox",
+        "--enable-seccomp",
+        "--netns-type=path",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     arguments.push(format!("--mtu={}", settings.mtu));
     arguments.push(format!("--ready-fd={READY_FD}"));
     if !settings.host_loopback {
@@ -127,7 +147,10 @@ fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Waits for the byte that slirp4netns writes when tap0 is up.
 fn wait_until_ready(ready: &OwnedFd, uplinked: &Uplinked) -> Result<()> {
     if !readable(ready.as_fd(), PATIENCE).map_err(failed("wait"))? {
-        return Err(Error::system(format!("not ready after {PATIENCE:?}: {}", uplinked.output())));
+        return Err(Error::system(format!(
+            "not ready after {PATIENCE:?}: {}",
+            uplinked.output()
+        )));
     }
     let mut byte = [0; 1];
     match rustix::io::read(ready, &mut byte) {
@@ -142,7 +165,12 @@ fn pasta(path: &Path, namespace: &Path, settings: &Settings) -> Result<Uplinked>
     let pid_file = settings.exec_root.join("uplink.pid");
     remove_file(&pid_file)?;
     let mut command = Command::new(path);
-    command.args(pasta_arguments(settings)).arg("--pid").arg(&pid_file).arg("--netns").arg(namespace);
+    command
+        .args(pasta_arguments(settings))
+        .arg("--pid")
+        .arg(&pid_file)
+        .arg("--netns")
+        .arg(namespace);
     let (mut output, output_writer) = io::pipe().map_err(failed("make a pipe"))?;
     command.stderr(output_writer);
     let mut child = spawn(&mut command)?;
@@ -150,16 +178,22 @@ fn pasta(path: &Path, namespace: &Path, settings: &Settings) -> Result<Uplinked>
 
     // The end of its output is the end of the first process, whether it failed or went into the background.
     let mut text = Vec::new();
-    let finished = read_to_end_within(&mut output, &mut text, PATIENCE).map_err(failed("read its messages"))?;
+    let finished =
+        read_to_end_within(&mut output, &mut text, PATIENCE).map_err(failed("read its messages"))?;
     if !finished {
         abandon(child);
-        return Err(Error::system(format!("not ready after {PATIENCE:?}: {}", last_lines(&text))));
+        return Err(Error::system(format!(
+            "not ready after {PATIENCE:?}: {}",
+            last_lines(&text)
+        )));
     }
     let status = child.wait().map_err(failed("wait for it"))?;
     if !status.success() {
         return Err(Error::system(format!("{status}: {}", last_lines(&text))));
     }
-    let pid = fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse().ok());
+    let pid = fs::read_to_string(&pid_file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     let pid = pid.ok_or_else(|| Error::system(format!("no process id in {}", pid_file.display())))?;
     record::write(settings, Program::Pasta, &identify(pid)?, None)
 }
@@ -167,9 +201,24 @@ fn pasta(path: &Path, namespace: &Path, settings: &Settings) -> Result<Uplinked>
 fn pasta_arguments(settings: &Settings) -> Vec<String> {
     let mtu = settings.mtu.to_string();
     let forwarder = FORWARDER.to_string();
-    let mut arguments: Vec<&str> = vec!["--quiet", "--config-net", "--ipv4-only", "--ns-ifname", INTERFACE, "--mtu", &mtu];
+    let mut arguments: Vec<&str> = vec![
+        "--quiet",
+        "--config-net",
+        "--ipv4-only",
+        "--ns-ifname",
+        INTERFACE,
+        "--mtu",
+        &mtu,
+    ];
     // slirp4netns's addresses: never one of the host's, which would then lead to the namespace itself.
-    arguments.extend(["--address", "10.0.2.100", "--netmask", "24", "--gateway", "10.0.2.2"]);
+    arguments.extend([
+        "--address",
+        "10.0.2.100",
+        "--netmask",
+        "24",
+        "--gateway",
+        "10.0.2.2",
+    ]);
     arguments.extend(["--dns-forward", &forwarder]);
     // No port is forwarded in either direction; by default pasta offers the host's loopback services inside.
     arguments.extend(["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
@@ -182,7 +231,12 @@ fn pasta_arguments(settings: &Settings) -> Vec<String> {
 /// Starts `command` with nothing of ours but what was mapped, and in a process group of its own: a Ctrl-C for
 /// the daemon is not meant for it.
 fn spawn(command: &mut Command) -> Result<Child> {
-    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+    command
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .process_group(0);
     command.spawn().map_err(failed("execute it"))
 }
 
@@ -198,21 +252,36 @@ fn abandon(mut child: Child) {
 
 /// The version in `slirp4netns version 1.2.0` (possibly `0.4.0-beta.1+dev`).
 fn slirp4netns_version(path: &Path) -> Result<(u32, u32, u32)> {
-    let output = Command::new(path).arg("--version").env_clear().stdin(Stdio::null()).output();
+    let output = Command::new(path)
+        .arg("--version")
+        .env_clear()
+        .stdin(Stdio::null())
+        .output();
     let output = output.map_err(failed("execute it"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    parse_version(&text).ok_or_else(|| Error::system(format!("unknown version: {}", text.lines().next().unwrap_or_default())))
+    parse_version(&text).ok_or_else(|| {
+        Error::system(format!(
+            "unknown version: {}",
+            text.lines().next().unwrap_or_default()
+        ))
+    })
 }
 
 fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     let mut words = text.lines().next()?.split_ascii_whitespace();
     let version = words.find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
-    let mut numbers = version.split(['.', '-', '+']).map_while(|number| number.parse().ok());
+    let mut numbers = version
+        .split(['.', '-', '+'])
+        .map_while(|number| number.parse().ok());
     Some((numbers.next()?, numbers.next()?, numbers.next().unwrap_or(0)))
 }
 
 /// Reads all of `source`; false when it is not at its end after `patience`.
-fn read_to_end_within(source: &mut io::PipeReader, into: &mut Vec<u8>, patience: Duration) -> io::Result<bool> {
+fn read_to_end_within(
+    source: &mut io::PipeReader,
+    into: &mut Vec<u8>,
+    patience: Duration,
+) -> io::Result<bool> {
     let deadline = Instant::now() + patience;
     let mut buffer = [0; 4096];
     loop {
@@ -265,8 +334,14 @@ mod tests {
 
     #[test]
     fn versions_are_read() {
-        assert_eq!(parse_version("slirp4netns version 1.2.0\ncommit: 656041d\n"), Some((1, 2, 0)));
-        assert_eq!(parse_version("slirp4netns version 0.4.0-beta.1+dev\n"), Some((0, 4, 0)));
+        assert_eq!(
+            parse_version("slirp4netns version 1.2.0\ncommit: 656041d\n"),
+            Some((1, 2, 0))
+        );
+        assert_eq!(
+            parse_version("slirp4netns version 0.4.0-beta.1+dev\n"),
+            Some((0, 4, 0))
+        );
         assert_eq!(parse_version("slirp4netns version 0.3.2"), Some((0, 3, 2)));
         assert_eq!(parse_version("slirp4netns version unknown"), None);
         assert_eq!(parse_version(""), None);
@@ -276,7 +351,10 @@ mod tests {
     #[test]
     fn the_last_messages_are_told() {
         assert_eq!(last_lines(b""), "it gave no reason");
-        assert_eq!(last_lines(b"one\nFailed to send 45 bytes to syslog\n\ntwo\n"), "one; two");
+        assert_eq!(
+            last_lines(b"one\nFailed to send 45 bytes to syslog\n\ntwo\n"),
+            "one; two"
+        );
         assert_eq!(last_lines(b"1\n2\n3\n4\n5\n6"), "3; 4; 5; 6");
     }
 

@@ -63,14 +63,22 @@ impl Uplinked {
     pub(super) fn watch(&self) -> Result<AsyncFd<OwnedFd>> {
         let cannot_watch = cannot("watch it");
         let pidfd = self.pidfd.try_clone().map_err(&cannot_watch)?;
-        #[expect(deprecated, reason = "the successor is unsafe; an OwnedFd is what it asks for: open, and closed last")]
+        #[expect(
+            deprecated,
+            reason = "the successor is unsafe; an OwnedFd is what it asks for: open, and closed last"
+        )]
         AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(cannot_watch)
     }
 
     /// The end of what it wrote to its standard error.
     pub(super) fn output(&self) -> String {
         let mut text = Vec::new();
-        if let Some(file) = self.output.as_ref().and_then(|output| output.try_clone().ok()).map(File::from) {
+        if let Some(file) = self
+            .output
+            .as_ref()
+            .and_then(|output| output.try_clone().ok())
+            .map(File::from)
+        {
             // Reading stops with EAGAIN at the end of what is there.
             let _ = file.take(64 * 1024).read_to_end(&mut text);
         }
@@ -86,21 +94,38 @@ pub(super) fn write(
     output: Option<OwnedFd>,
 ) -> Result<Uplinked> {
     let died = || Error::system("it ended at once");
-    let pidfd = process.open().map_err(cannot("open its process"))?.ok_or_else(died)?;
+    let pidfd = process
+        .open()
+        .map_err(cannot("open its process"))?
+        .ok_or_else(died)?;
     let namespace = ns::id(&settings.namespace).map_err(cannot("identify the network namespace"))?;
-    let record =
-        Record { version: 1, program, process: process.to_string(), namespace: (namespace.dev, namespace.ino) };
-    let text = serde_json::to_vec(&record).map_err(|error| Error::system("cannot encode its record").caused_by(error))?;
+    let record = Record {
+        version: 1,
+        program,
+        process: process.to_string(),
+        namespace: (namespace.dev, namespace.ino),
+    };
+    let text = serde_json::to_vec(&record)
+        .map_err(|error| Error::system("cannot encode its record").caused_by(error))?;
     let path = path(settings);
     let staged = path.with_extension("json.tmp");
     // Not synced: after a crash of the machine the process is gone, too.
-    fs::write(&staged, text).and_then(|()| fs::rename(&staged, &path)).map_err(cannot("write its record"))?;
-    Ok(Uplinked { program, pid: process.pid, pidfd, output })
+    fs::write(&staged, text)
+        .and_then(|()| fs::rename(&staged, &path))
+        .map_err(cannot("write its record"))?;
+    Ok(Uplinked {
+        program,
+        pid: process.pid,
+        pidfd,
+        output,
+    })
 }
 
 /// The uplink of an earlier run, if it lives and serves our namespace; one that serves another is ended.
 pub(super) fn adopt(settings: &Settings) -> Result<Option<Uplinked>> {
-    let Some((record, uplinked)) = read(settings)? else { return Ok(None) };
+    let Some((record, uplinked)) = read(settings)? else {
+        return Ok(None);
+    };
     let namespace = ns::id(&settings.namespace).map_err(cannot("identify the network namespace"))?;
     if record.namespace == (namespace.dev, namespace.ino) {
         return Ok(Some(uplinked));
@@ -130,13 +155,28 @@ fn read(settings: &Settings) -> Result<Option<(Record, Uplinked)>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(cannot("read its record"))?,
     };
-    let Some(record) = serde_json::from_slice::<Record>(&bytes).ok().filter(|record| record.version == 1) else {
+    let Some(record) = serde_json::from_slice::<Record>(&bytes)
+        .ok()
+        .filter(|record| record.version == 1)
+    else {
         return Ok(None);
     };
-    let Ok(process) = record.process.parse::<ProcessIdentity>() else { return Ok(None) };
+    let Ok(process) = record.process.parse::<ProcessIdentity>() else {
+        return Ok(None);
+    };
     let pidfd = process.open().map_err(cannot("open its process"))?;
     let (program, pid) = (record.program, process.pid);
-    Ok(pidfd.map(|pidfd| (record, Uplinked { program, pid, pidfd, output: None })))
+    Ok(pidfd.map(|pidfd| {
+        (
+            record,
+            Uplinked {
+                program,
+                pid,
+                pidfd,
+                output: None,
+            },
+        )
+    }))
 }
 
 /// Ends a process: politely, then not.
@@ -156,7 +196,10 @@ fn end(uplinked: &Uplinked) -> Result<()> {
 
 /// How the process ended, if it is our child; collects it, so that no zombie stays.
 pub(super) fn reap(pidfd: &OwnedFd) -> String {
-    match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+    match waitid(
+        WaitId::PidFd(pidfd.as_fd()),
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+    ) {
         Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => format!("exit code {code}"),
             (None, Some(signal)) => format!("signal {signal}"),
@@ -176,12 +219,19 @@ pub(super) fn remove_strays(settings: &Settings) -> Result<()> {
     // Without its interface slirp4netns would go on for ever, complaining; pasta ends.
     for process in marked(&slirp4netns_mark(&settings.exec_root)) {
         if let Some(pidfd) = process.open().map_err(cannot("open a stray process"))? {
-            end(&Uplinked { program: Program::Slirp4netns, pid: process.pid, pidfd, output: None })?;
+            end(&Uplinked {
+                program: Program::Slirp4netns,
+                pid: process.pid,
+                pidfd,
+                output: None,
+            })?;
         }
     }
-    inside(settings, || match Socket::route()?.request(route::delete_link(INTERFACE)) {
-        Err(error) if error.errno == rustix::io::Errno::NODEV => Ok(()),
-        other => Ok(other?),
+    inside(settings, || {
+        match Socket::route()?.request(route::delete_link(INTERFACE)) {
+            Err(error) if error.errno == rustix::io::Errno::NODEV => Ok(()),
+            other => Ok(other?),
+        }
     })
 }
 

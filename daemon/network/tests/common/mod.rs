@@ -4,7 +4,12 @@
 //!
 //! A test calls [`as_daemon`] with its own name; outside it runs itself again inside, inside the body runs.
 
-#![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "each test binary uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "each test binary uses its part"
+)]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -25,18 +30,43 @@ const STAGE: &str = "SKIFF_NETWORK_TEST_STAGE";
 pub fn as_daemon(test: &str, body: impl AsyncFnOnce()) {
     match std::env::var(STAGE).as_deref() {
         Ok("daemon") => block_on(body()),
-        _ => run_again(ordinary_user(), &["--user", "--map-root-user", "--map-auto", "--mount"], "daemon", test),
+        _ => run_again(
+            ordinary_user(),
+            &["--user", "--map-root-user", "--map-auto", "--mount"],
+            "daemon",
+            test,
+        ),
+    }
+}
+
+/// As [`as_daemon`], but as root of the host: the network namespace is the test's own.
+pub fn as_root(test: &str, body: impl AsyncFnOnce()) {
+    match std::env::var(STAGE).as_deref() {
+        Ok("daemon") => block_on(body()),
+        _ => {
+            let namespaces = ["--user", "--map-root-user", "--map-auto", "--mount", "--net"];
+            run_again(ordinary_user(), &namespaces, "daemon", test);
+        }
     }
 }
 
 /// As [`as_daemon`], but the host is one made for the test: `host` runs as root of a network namespace that plays
 /// the host's, then `body` runs as the daemon of an ordinary user on that host.
-pub fn as_daemon_on_own_host(test: &str, host: impl FnOnce() -> Box<dyn std::any::Any>, body: impl AsyncFnOnce()) {
+pub fn as_daemon_on_own_host(
+    test: &str,
+    host: impl FnOnce() -> Box<dyn std::any::Any>,
+    body: impl AsyncFnOnce(),
+) {
     match std::env::var(STAGE).as_deref() {
         Ok("daemon") => block_on(body()),
         Ok("host") => {
             let _services = host();
-            run_again(Command::new("env"), &["--user", "--map-root-user", "--mount"], "daemon", test);
+            run_again(
+                Command::new("env"),
+                &["--user", "--map-root-user", "--mount"],
+                "daemon",
+                test,
+            );
         }
         _ => {
             let namespaces = ["--user", "--map-root-user", "--map-auto", "--mount", "--net"];
@@ -46,21 +76,36 @@ pub fn as_daemon_on_own_host(test: &str, host: impl FnOnce() -> Box<dyn std::any
 }
 
 fn block_on(body: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(body);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(body);
 }
 
 fn run_again(mut command: Command, namespaces: &[&str], stage: &str, test: &str) {
-    let copy = tempfile::Builder::new().prefix("skiff-network-").tempdir().unwrap();
+    let copy = tempfile::Builder::new()
+        .prefix("skiff-network-")
+        .tempdir()
+        .unwrap();
     fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = copy.path().join("test");
     // The ordinary user may not be allowed to look into the build directory.
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     command.arg("unshare").args(namespaces).arg("--").arg(&program);
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(STAGE, stage).current_dir("/");
+    command
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(STAGE, stage)
+        .current_dir("/");
     let output = command.stdin(Stdio::null()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{test} failed inside ({stage}): {}", output.status);
+    assert!(
+        output.status.success(),
+        "{test} failed inside ({stage}): {}",
+        output.status
+    );
     assert!(text.contains("1 passed"), "{test} did not run inside ({stage})");
 }
 
@@ -69,7 +114,11 @@ fn ordinary_user() -> Command {
     let mut command = Command::new("setpriv");
     if rustix::process::geteuid().is_root() {
         let (uid, gid) = test_user();
-        command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--init-groups".to_owned()]);
+        command.args([
+            format!("--reuid={uid}"),
+            format!("--regid={gid}"),
+            "--init-groups".to_owned(),
+        ]);
     }
     command
 }
@@ -79,11 +128,15 @@ fn test_user() -> (u32, u32) {
     let find = || {
         let subuid = fs::read_to_string("/etc/subuid").unwrap_or_default();
         let passwd = fs::read_to_string("/etc/passwd").unwrap();
-        passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find_map(|fields| {
-            let entry = format!("{}:", fields[0]);
-            let usable = fields[0].starts_with("skiff") && subuid.lines().any(|line| line.starts_with(&entry));
-            usable.then(|| (fields[2].parse().unwrap(), fields[3].parse().unwrap()))
-        })
+        passwd
+            .lines()
+            .map(|line| line.split(':').collect::<Vec<_>>())
+            .find_map(|fields| {
+                let entry = format!("{}:", fields[0]);
+                let usable =
+                    fields[0].starts_with("skiff") && subuid.lines().any(|line| line.starts_with(&entry));
+                usable.then(|| (fields[2].parse().unwrap(), fields[3].parse().unwrap()))
+            })
     };
     find().unwrap_or_else(|| {
         // Another test process may have been faster; what counts is that there is one afterwards.
@@ -112,22 +165,34 @@ pub fn inside<T: Send>(namespace: impl AsFd, work: impl FnOnce() -> T + Send) ->
 pub fn run(line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// The names of the interfaces in the calling thread's namespace, except fallback tunnels.
 pub fn interfaces() -> Vec<String> {
     let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-    let names = text.lines().skip(2).map(|line| line.split(':').next().unwrap().trim().to_owned());
-    let mut names: Vec<String> = names.filter(|name| !name.contains("tnl") && !name.contains("sit")).collect();
+    let names = text
+        .lines()
+        .skip(2)
+        .map(|line| line.split(':').next().unwrap().trim().to_owned());
+    let mut names: Vec<String> = names
+        .filter(|name| !name.contains("tnl") && !name.contains("sit"))
+        .collect();
     names.sort();
     names
 }
 
 /// The interfaces of `namespace` whose name starts with veth.
 pub fn veths(namespace: impl AsFd) -> Vec<String> {
-    inside(namespace, interfaces).into_iter().filter(|name| name.starts_with("veth")).collect()
+    inside(namespace, interfaces)
+        .into_iter()
+        .filter(|name| name.starts_with("veth"))
+        .collect()
 }
 
 /// A daemon's directories and bridge namespace.
@@ -138,7 +203,10 @@ pub struct Host {
 
 impl Host {
     pub fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), namespace: new_namespace() }
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            namespace: new_namespace(),
+        }
     }
 
     pub fn exec_root(&self) -> PathBuf {
@@ -159,7 +227,9 @@ impl Host {
     pub fn assert_clean(&self) {
         assert_eq!(veths(&self.namespace), Vec::<String>::new());
         let directory = self.exec_root().join("netns");
-        let files: Vec<_> = fs::read_dir(&directory).map(|entries| entries.flatten().map(|e| e.file_name()).collect()).unwrap_or_default();
+        let files: Vec<_> = fs::read_dir(&directory)
+            .map(|entries| entries.flatten().map(|e| e.file_name()).collect())
+            .unwrap_or_default();
         assert!(files.is_empty(), "{files:?}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(directory.to_str().unwrap()), "{mounts}");
