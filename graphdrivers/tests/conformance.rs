@@ -1,87 +1,61 @@
-use skiff_graphdrivers::*;
+//! The contract of [`GraphDriver`] as scenarios, run with every driver: as root, and once more as an unprivileged user
+//! inside a user namespace.
+
+#[path = "../archive/tests/support/mod.rs"]
+mod support;
+
+mod scenarios;
+
+use support::userns;
+
 #[test]
-fn smoke() {
-    for name in ["vfs", "overlay2"] {
-        let d = tempfile::tempdir().unwrap();
-        let s = select(d.path(), Some(name), &[]).unwrap();
-        println!("{s:?} {:?}", s.driver.status());
-        let k = ActiveId::new("a").unwrap();
-        let l = LayerId::new(format!("sha256:{}", "1".repeat(64))).unwrap();
-        let l2 = LayerId::new(format!("sha256:{}", "2".repeat(64))).unwrap();
-        s.driver.prepare(&k, None, &PrepareOptions::default()).unwrap();
-        let t = s.driver.apply_target(&k).unwrap();
-        let mut b = tar::Builder::new(Vec::new());
-        let mut h = tar::Header::new_gnu();
-        h.set_size(3);
-        h.set_mode(0o644);
-        b.append_data(&mut h, "etc/x", &b"abc"[..]).unwrap();
-        b.append_data(&mut h, "etc/y", &b"abc"[..]).unwrap();
-        let tarred = b.into_inner().unwrap();
-        println!(
-            "{:?}",
-            skiff_archive::apply(&tarred[..], &t, &Default::default()).unwrap()
-        );
-        s.driver.commit(&k, &l).unwrap();
-        s.driver
-            .prepare(&k, Some(&l), &PrepareOptions::default())
-            .unwrap();
-        let t = s.driver.apply_target(&k).unwrap();
-        let mut b = tar::Builder::new(Vec::new());
-        let mut h = tar::Header::new_gnu();
-        h.set_size(0);
-        h.set_mode(0o644);
-        b.append_data(&mut h, "etc/.wh.x", &b""[..]).unwrap();
-        let tarred = b.into_inner().unwrap();
-        skiff_archive::apply(&tarred[..], &t, &Default::default()).unwrap();
-        s.driver.commit(&k, &l2).unwrap();
-        s.driver
-            .prepare(&k, Some(&l2), &PrepareOptions::default())
-            .unwrap();
-        let m = s
-            .driver
-            .mounts(SnapshotRef::Active(&k), Access::ReadWrite)
-            .unwrap();
-        let target = d.path().join("mnt");
-        std::fs::create_dir(&target).unwrap();
-        let mounter = Mounter::new();
-        mounter.mount(&m, &target).unwrap();
-        println!(
-            "{}",
-            std::fs::read_to_string("/proc/self/mountinfo")
-                .unwrap()
-                .lines()
-                .last()
-                .unwrap()
-        );
-        let names: Vec<_> = std::fs::read_dir(target.join("etc"))
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        assert_eq!(names, ["y"]);
-        std::fs::remove_file(target.join("etc/y")).unwrap();
-        mounter.unmount(&target).unwrap();
-        let mut out = Vec::new();
-        println!(
-            "{:?}",
-            skiff_archive::diff(
-                &s.driver.diff_source(SnapshotRef::Active(&k)).unwrap().tree(),
-                &mut out
-            )
-        );
-        let names: Vec<_> = tar::Archive::new(&out[..])
-            .entries()
-            .unwrap()
-            .map(|e| e.unwrap().path().unwrap().into_owned())
-            .collect();
-        println!("{names:?}");
-        println!("{:?}", s.driver.remove(SnapshotRef::Layer(&l)));
-        println!("{:?}", s.driver.cleanup(&Default::default()));
-        println!(
-            "{:?}",
-            std::fs::read_dir(d.path())
-                .unwrap()
-                .map(|e| e.unwrap().file_name())
-                .collect::<Vec<_>>()
-        );
-    }
+fn in_a_user_namespace() {
+    userns::rerun("in_a_user_namespace");
+}
+
+/// One module a driver, one test a scenario.
+macro_rules! conformance {
+    ($($module:ident = $driver:literal),+: $scenarios:tt) => {
+        $(conformance!(@ $module $driver $scenarios);)+
+    };
+    (@ $module:ident $driver:literal [$($scenario:ident),+ $(,)?]) => {
+        mod $module {
+            $(
+                #[test]
+                fn $scenario() {
+                    if super::userns::powers() {
+                        super::scenarios::$scenario(&super::scenarios::Fixture::new($driver));
+                    }
+                }
+            )+
+        }
+    };
+}
+
+conformance!(vfs = "vfs", overlay2 = "overlay2": [
+    prepare_twice_with_one_key_already_exists,
+    a_parent_must_be_a_committed_layer,
+    commit_is_atomic_and_checked,
+    a_parent_with_children_is_in_use,
+    siblings_prepare_concurrently,
+    depth_beyond_the_limit_says_the_limit,
+    bytes_written_through_a_mount_equal_the_difference,
+    a_layer_is_read_only,
+    layers_are_seen_through_each_other,
+    a_restart_finds_everything_again,
+    half_made_snapshots_are_orphans,
+    clean_up_keeps_what_live_snapshots_need,
+    removal_is_immediate_and_space_is_freed_later,
+    usage_counts_the_snapshot_alone,
+    another_engines_directory_is_refused,
+    mounts_are_counted_and_survive_a_restart,
+    the_root_directory_is_as_the_parents,
+    a_kill_at_any_instant_leaves_a_sound_state,
+    long_data_roots_and_odd_names_work,
+]);
+
+/// The other side of `a_kill_at_any_instant_leaves_a_sound_state`: does nothing in an ordinary run.
+#[test]
+fn crash_child() {
+    scenarios::crash::child();
 }

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, show};
@@ -25,6 +25,9 @@ const CACHE_MAX: usize = 128;
 const LINKS_MAX: usize = 40;
 /// Mode of directories that the archive uses and does not describe (Docker's `ImpliedDirectoryMode`).
 const IMPLIED_MODE: u32 = 0o755;
+
+/// How deep a removal descends before it moves directories up.
+const REMOVE_DEPTH: usize = 64;
 
 /// An open directory of the tree.
 #[derive(Debug)]
@@ -275,24 +278,83 @@ pub(crate) fn remove_all(parent: impl AsFd, name: &[u8]) -> Result<Removed, Errn
             });
         }
     }
-    let mut bytes = 0;
-    let fd = fs::openat(parent, name, directory_flags(), Mode::empty())?;
-    // Names are read before anything is removed: readdir over a changing directory may skip names.
-    loop {
-        let names = names(&fd)?;
-        if names.is_empty() {
-            break;
-        }
-        for child in names {
-            bytes += remove_all(&fd, &child)?.bytes;
-        }
+    let top = fs::openat(parent, name, directory_flags(), Mode::empty())?;
+    let bytes = Emptying {
+        top: top.as_fd(),
+        moved: 0,
     }
-    drop(fd);
+    .empty(top.as_fd(), 0)?;
+    drop(top);
     fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?;
     Ok(Removed {
         bytes,
         path_changed: true,
     })
+}
+
+/// Removal of everything in a directory.
+struct Emptying<'t> {
+    top: BorrowedFd<'t>,
+    moved: u64,
+}
+
+impl Emptying<'_> {
+    fn empty(&mut self, directory: BorrowedFd<'_>, depth: usize) -> Result<u64, Errno> {
+        let mut bytes = 0;
+        // Names are read before anything is removed, for readdir over a changing directory may skip some; and once
+        // more afterwards, because deep directories were moved to the top meanwhile.
+        loop {
+            let names = names(directory)?;
+            if names.is_empty() {
+                return Ok(bytes);
+            }
+            for name in names {
+                bytes += self.remove(directory, &name, depth)?;
+            }
+        }
+    }
+
+    fn remove(&mut self, directory: BorrowedFd<'_>, name: &[u8], depth: usize) -> Result<u64, Errno> {
+        let stat = fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind != FileType::Directory {
+            fs::unlinkat(directory, name, AtFlags::empty())?;
+            let last = kind == FileType::RegularFile && stat.st_nlink == 1;
+            return Ok(if last {
+                u64::try_from(stat.st_size).unwrap_or_default()
+            } else {
+                0
+            });
+        }
+        // A container can nest directories without end, but descriptors and the stack have one.
+        if depth >= REMOVE_DEPTH {
+            return self.move_up(directory, name);
+        }
+        let child = fs::openat(directory, name, directory_flags(), Mode::empty())?;
+        let bytes = self.empty(child.as_fd(), depth + 1)?;
+        drop(child);
+        fs::unlinkat(directory, name, AtFlags::REMOVEDIR)?;
+        Ok(bytes)
+    }
+
+    /// Moves a directory to the top, where it is found again.
+    fn move_up(&mut self, directory: BorrowedFd<'_>, name: &[u8]) -> Result<u64, Errno> {
+        loop {
+            self.moved += 1;
+            let place = format!(".deep-{}", self.moved);
+            match fs::renameat_with(
+                directory,
+                name,
+                self.top,
+                place.as_bytes(),
+                RenameFlags::NOREPLACE,
+            ) {
+                Ok(()) => return Ok(0),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
 }
 
 /// The names in a directory, without `.` and `..`, in the directory's order.
@@ -365,6 +427,22 @@ mod tests {
             assert_eq!(root.existing(b"missing").unwrap_err(), Errno::NOENT);
             assert!(!inside.join("missing").exists());
         });
+    }
+
+    #[test]
+    fn remove_all_reaches_any_depth() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = Root::open(scratch.path()).unwrap();
+        // 3000 levels: more than a path can name, and more than the usual limit of open files.
+        let mut deepest = fs::openat(root.top(), ".", directory_flags(), Mode::empty()).unwrap();
+        for _ in 0..3000 {
+            fs::mkdirat(&deepest, "d", Mode::from_raw_mode(0o700)).unwrap();
+            deepest = fs::openat(&deepest, "d", directory_flags(), Mode::empty()).unwrap();
+        }
+        fs::symlinkat("/", &deepest, "link").unwrap();
+        drop(deepest);
+        assert!(remove_all(root.top(), b"d").unwrap().path_changed);
+        assert_eq!(names(root.top()).unwrap(), Vec::<Vec<u8>>::new());
     }
 
     #[test]

@@ -185,6 +185,10 @@ impl Unpacker {
             })?;
         }
         fs::fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(|e| failed("chmod", path, e))?;
+        if !made {
+            // The entry describes the directory as a whole; what a lower layer's had besides is gone.
+            xattrs::remove_others(fd, entry, path)?;
+        }
         self.counts.skipped_xattrs += xattrs::write(xattrs::Place::Open(fd), entry, path)?;
         if entry.mode & 0o2000 != 0 || directory.setgid {
             // The cached descriptor remembers the bit as it was before.

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use crate::WhiteoutFormat;
 use crate::differ::DiffTree;
-use crate::error::{Error, Result, show};
+use crate::error::{Error, ErrorKind, Result, show};
 use crate::name::{OPAQUE_NAME, WHITEOUT_PREFIX};
 use crate::root::{directory_flags, names};
 use crate::whiteout::{is_opaque, is_whiteout_device, stat_at};
@@ -133,6 +133,10 @@ fn open_child(parent: impl AsFd, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
         .map_err(|errno| failed("open directory", path, errno))
 }
 
+/// Deepest nesting that is walked: far beyond any real tree, and safe for the stack of a thread. A container can make
+/// deeper ones, but no archive could name them.
+const DEPTH_MAX: usize = 512;
+
 /// Puts `name` behind `path` while `work` runs.
 pub(crate) fn below<T>(
     path: &mut Vec<u8>,
@@ -144,6 +148,14 @@ pub(crate) fn below<T>(
         path.push(b'/');
     }
     path.extend_from_slice(name);
+    // Counting costs less than carrying the number along: paths are short.
+    if path.len() > 2 * DEPTH_MAX && path.iter().filter(|&&b| b == b'/').count() >= DEPTH_MAX {
+        let text = format!(
+            "directories are nested more than {DEPTH_MAX} deep: {:.60?}…",
+            show(path)
+        );
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
     let outcome = work(path);
     path.truncate(length);
     outcome

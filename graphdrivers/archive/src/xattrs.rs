@@ -71,6 +71,20 @@ pub(crate) fn write(place: Place<'_>, entry: &Entry, path: &[u8]) -> Result<u64>
     Ok(skipped)
 }
 
+/// Removes the attributes of an open directory that the member does not have.
+pub(crate) fn remove_others(directory: BorrowedFd<'_>, entry: &Entry, path: &[u8]) -> Result<()> {
+    let failed = |errno| Error::os(format!("remove attributes of /{}", show(path)), errno);
+    for (name, _) in read(Place::Open(directory)).map_err(failed)? {
+        if entry.xattrs.iter().all(|(wanted, _)| *wanted != name) {
+            match fs::fremovexattr(directory, &name[..]) {
+                Ok(()) | Err(Errno::PERM | Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The attributes of a file that belong into an archive, sorted by name.
 ///
 /// These are `user.*`, `trusted.*`, ACLs and `security.capability`; other `security.*` names (SELinux, IMA, Smack) say

@@ -87,11 +87,18 @@ fn attempt(data_root: &Path, place: &Path) -> Result<Works> {
 
 /// Reads and changes the mount in the ways containers do.
 fn exercise(place: &Path, merged: &Path) -> Result<()> {
-    let step = |what: &str, error| {
-        Error::io(
-            format!("overlay2: {what} in a trial mount below {}", place.display()),
-            error,
-        )
+    // What a mount cannot do although it could be made (no attributes on ramfs, for one) is a reason to refuse it; a
+    // full disk is not.
+    let step = |what: &str, error: std::io::Error| match Error::io("overlay2: trial mount", error) {
+        error if error.kind() == ErrorKind::NoSpace => error,
+        error => {
+            let text = format!(
+                "overlay2: cannot {what} in a mount on {}, kernel {}",
+                backing::name(place),
+                kernel()
+            );
+            Error::new(ErrorKind::Unsupported, text).caused_by(error)
+        }
     };
     fs::read(merged.join("below")).map_err(|e| step("read", e))?;
     fs::remove_file(merged.join("deleted")).map_err(|e| step("delete", e))?;
