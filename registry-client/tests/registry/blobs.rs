@@ -24,7 +24,12 @@ async fn fetch(
         }
     })
     .await;
-    let bytes = blob(&client(), &fake.host(), &image).await;
+    // A client that never gives up shall be a failure and no hang.
+    let (client, host) = (client(), fake.host());
+    let whole = blob(&client, &host, &image);
+    let bytes = tokio::time::timeout(Duration::from_secs(20), whole)
+        .await
+        .unwrap();
     (bytes, fake.requests(), image)
 }
 
