@@ -19,7 +19,7 @@
 //! that asked for it and to no host it redirects to; credentials travel over TLS unless the registry is on loopback or was
 //! declared insecure; nothing read from the network is unbounded.
 //!
-//! A push belongs in `push.rs` beside `blob.rs`: it needs [`auth::Scope`](auth) with `pull,push` and a body in `transport.rs`.
+//! A push belongs in `push.rs` beside `blob.rs`: it needs `auth::Scope` with `pull,push` and a body in `transport.rs`.
 
 mod auth;
 mod blob;
