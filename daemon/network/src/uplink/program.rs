@@ -109,6 +109,7 @@ fn slirp4netns(path: &Path, namespace: &Path, settings: &Settings) -> Result<Upl
         Ok(uplinked) => Ok(uplinked),
         Err(error) => {
             abandon(child);
+            record::forget(settings)?;
             Err(error)
         }
     }

@@ -121,6 +121,11 @@ pub(super) fn write(
     })
 }
 
+/// Removes the record of a program that has ended.
+pub(super) fn forget(settings: &Settings) -> Result<()> {
+    remove_file(&path(settings))
+}
+
 /// The uplink of an earlier run, if it lives and serves our namespace; one that serves another is ended.
 pub(super) fn adopt(settings: &Settings) -> Result<Option<Uplinked>> {
     let Some((record, uplinked)) = read(settings)? else {
@@ -131,7 +136,7 @@ pub(super) fn adopt(settings: &Settings) -> Result<Option<Uplinked>> {
         return Ok(Some(uplinked));
     }
     end(&uplinked)?;
-    remove_file(&path(settings))?;
+    forget(settings)?;
     Ok(None)
 }
 
@@ -144,7 +149,7 @@ pub(super) fn stop(settings: &Settings, running: Option<Uplinked>) -> Result<()>
     if let Some(uplinked) = running {
         end(&uplinked)?;
     }
-    remove_file(&path(settings))?;
+    forget(settings)?;
     remove_file(&settings.exec_root.join("uplink.pid"))?;
     netns::unbind(&namespace_path(settings)).map_err(cannot("unbind the network namespace"))
 }

@@ -9,14 +9,17 @@
 //! An entry is locked while its sandbox is made or removed, so `disconnect` waits for a `connect` under way.
 //! `connect` and `disconnect` finish in tasks of their own even if their caller goes away.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+mod catalog;
+mod recover;
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use skiff_core::network::{Endpoint, NetworkInfo, NetworkMode, Networks, Sandbox, SandboxRequest};
+use skiff_core::network::{NetworkInfo, NetworkMode, Networks, Sandbox, SandboxRequest};
 use skiff_core::runtime::NetworkNamespace;
 use skiff_core::{Error, Result};
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, RwLock};
@@ -25,7 +28,6 @@ use crate::bridge::{Bridge, BridgeSettings};
 use crate::config::NetworkConfig;
 use crate::ids::{NetworkIds, random_hex};
 use crate::ipam::{self, Pool};
-use crate::resolv_conf::{Overrides, Reader, ResolvConf};
 use crate::sandbox::{self, Plug};
 use crate::uplink::{self, Uplink};
 
@@ -164,34 +166,6 @@ impl Networks for BridgeNetworks {
 }
 
 impl Shared {
-    fn resolve(&self, mode: &NetworkMode) -> Result<Predefined> {
-        match mode {
-            NetworkMode::None => Ok(Predefined::None),
-            NetworkMode::Host => Ok(Predefined::Host),
-            NetworkMode::Bridge => Ok(Predefined::Bridge),
-            NetworkMode::Container(_) => Err(Error::not_implemented(
-                "joining another container's network (--network container:NAME) is not supported yet",
-            )),
-            NetworkMode::Named(name) => self
-                .by_name_or_id(name)
-                .ok_or_else(|| Error::not_found(format!("network {name} not found"))),
-        }
-    }
-
-    /// A network by its name, its id or an unambiguous beginning of its id.
-    fn by_name_or_id(&self, name: &str) -> Option<Predefined> {
-        let networks = [
-            ("none", &self.ids.none, Predefined::None),
-            ("host", &self.ids.host, Predefined::Host),
-            ("bridge", &self.ids.bridge, Predefined::Bridge),
-        ];
-        let mut matching = networks
-            .iter()
-            .filter(|(own, id, _)| *own == name || (!name.is_empty() && id.starts_with(name)));
-        let found = matching.next()?;
-        matching.next().is_none().then_some(found.2)
-    }
-
     /// The default bridge, set up on first use.
     async fn bridge(self: &Arc<Self>) -> Result<Arc<Bridge>> {
         let bridge = self.bridge.get_or_try_init(|| {
@@ -346,52 +320,6 @@ impl Shared {
         })
     }
 
-    fn endpoint(&self, network: Predefined, plug: Option<&Plug>) -> Result<Endpoint> {
-        let (name, id) = match network {
-            Predefined::None => ("none", &self.ids.none),
-            Predefined::Host => ("host", &self.ids.host),
-            Predefined::Bridge => ("bridge", &self.ids.bridge),
-        };
-        Ok(Endpoint {
-            network: name.to_owned(),
-            network_id: id.clone(),
-            endpoint_id: random(64)?,
-            address: plug.map(|plug| plug.address),
-            prefix_len: plug.map_or(0, |plug| plug.prefix_len),
-            gateway: plug.map(|plug| plug.gateway),
-            mac_address: plug.map_or_else(String::new, |plug| ipam::format_mac(plug.mac)),
-            host_interface: plug.map_or_else(String::new, |plug| plug.host_name.clone()),
-        })
-    }
-
-    fn resolv_conf(&self, request: &SandboxRequest, network: Predefined) -> String {
-        let config = &self.config;
-        let reader = match network {
-            Predefined::Host => Reader::Host,
-            Predefined::None | Predefined::Bridge => Reader::Sandbox {
-                forwarder: self.forwarder(),
-            },
-        };
-        let overrides = Overrides {
-            nameservers: first_filled(&request.dns, &config.dns),
-            search: first_filled(&request.dns_search, &config.dns_search),
-            options: first_filled(&request.dns_options, &config.dns_options),
-        };
-        let mut source = config.host_resolv_conf.as_path();
-        let mut text = read_text(source);
-        if reader == (Reader::Sandbox { forwarder: None }) && ResolvConf::parse(&text).is_systemd_resolved() {
-            source = &config.resolved_resolv_conf;
-            text = read_text(source);
-        }
-        let overridden = !(overrides.nameservers.is_empty()
-            && overrides.search.is_empty()
-            && overrides.options.is_empty());
-        if reader == Reader::Host && !overridden {
-            return text;
-        }
-        ResolvConf::parse(&text).generate(&source.to_string_lossy(), overrides, reader)
-    }
-
     async fn disconnect(self: &Arc<Self>, container_id: &str) -> Result<()> {
         let Some(entry) = self.entries().get(container_id).cloned() else {
             return Ok(());
@@ -423,100 +351,6 @@ impl Shared {
         Ok(())
     }
 
-    /// Adopts the living and removes stray sandboxes. What needs the bridge or the uplink goes on in the background,
-    /// and connections wait for it: the daemon is ready earlier.
-    async fn recover(self: &Arc<Self>, live: &[(String, Sandbox)]) -> Result<()> {
-        let no_connects = Arc::clone(&self.recovery).write_owned().await;
-        for (container_id, sandbox) in live {
-            self.adopt(container_id, sandbox);
-        }
-        let kept: HashSet<String> = self.entries().keys().cloned().collect();
-        let exec_root = self.config.exec_root.clone();
-        in_blocking_thread(move || remove_stray_sandboxes(&exec_root, &kept)).await?;
-
-        let endpoints = live.iter().flat_map(|(_, sandbox)| &sandbox.endpoints);
-        let links: HashSet<String> = endpoints
-            .map(|endpoint| endpoint.host_interface.clone())
-            .collect();
-        let shared = Arc::clone(self);
-        tokio::spawn(async move {
-            if let Err(error) = shared.remove_stray_links(links).await {
-                tracing::warn!(%error, "cannot remove the links of containers that ended while no daemon ran");
-            }
-            if let Some(uplink) = &shared.uplink {
-                uplink.recover(shared.bridge_users().await).await;
-            }
-            drop(no_connects);
-        });
-        Ok(())
-    }
-
-    async fn remove_stray_links(self: &Arc<Self>, kept: HashSet<String>) -> Result<()> {
-        let bridge = self.bridge().await?;
-        in_blocking_thread(move || {
-            for name in bridge.plugged()?.iter().filter(|name| !kept.contains(*name)) {
-                tracing::debug!(link = %name, "removing a stray veth pair");
-                bridge.unplug(name)?;
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    /// Takes a living container's sandbox over from the daemon that made it.
-    fn adopt(&self, container_id: &str, sandbox: &Sandbox) {
-        let Some(key) = sandbox.key.clone() else { return };
-        if !skiff_sys::netns::is_bound(&key).unwrap_or(false) {
-            tracing::warn!(container = %container_id, "the network sandbox of a running container is gone");
-        }
-        let plugged = sandbox
-            .endpoints
-            .iter()
-            .find(|endpoint| endpoint.network_id == self.ids.bridge);
-        let plug = plugged.and_then(|endpoint| {
-            Some(HeldPlug {
-                host_name: endpoint.host_interface.clone(),
-                address: endpoint.address?,
-            })
-        });
-        if let Some(plug) = &plug
-            && !self.pool().reserve(plug.address)
-        {
-            tracing::warn!(container = %container_id, address = %plug.address, "two running containers have one address");
-        }
-        let entry = Arc::new(AsyncMutex::new(Some(Held { key, plug })));
-        self.entries().insert(container_id.to_owned(), entry);
-    }
-
-    fn list(&self) -> Vec<NetworkInfo> {
-        let config = &self.config;
-        let option = |name: &str, value: &str| (format!("com.docker.network.{name}"), value.to_owned());
-        let plain = |name: &str, id: &str, driver: &str| NetworkInfo {
-            name: name.to_owned(),
-            id: id.to_owned(),
-            driver: driver.to_owned(),
-            subnets: Vec::new(),
-            options: Vec::new(),
-        };
-        let bridge = NetworkInfo {
-            subnets: vec![(config.bip.cidr(), Some(IpAddr::V4(config.bip.address())))],
-            options: vec![
-                option("bridge.default_bridge", "true"),
-                option("bridge.enable_icc", "true"),
-                option("bridge.enable_ip_masquerade", "true"),
-                option("bridge.host_binding_ipv4", "0.0.0.0"),
-                option("bridge.name", &config.bridge),
-                option("driver.mtu", &config.mtu.to_string()),
-            ],
-            ..plain("bridge", &self.ids.bridge, "bridge")
-        };
-        vec![
-            bridge,
-            plain("host", &self.ids.host, "host"),
-            plain("none", &self.ids.none, "null"),
-        ]
-    }
-
     fn pool(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -524,28 +358,6 @@ impl Shared {
     fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn remove_stray_sandboxes(exec_root: &Path, kept: &HashSet<String>) -> Result<()> {
-    for name in sandbox::list(exec_root)?
-        .iter()
-        .filter(|name| !kept.contains(*name))
-    {
-        tracing::debug!(container = %name, "removing a stray network sandbox");
-        sandbox::remove(&sandbox::key(exec_root, name)?)?;
-    }
-    Ok(())
-}
-
-fn first_filled<'a, T>(own: &'a [T], fallback: &'a [T]) -> &'a [T] {
-    if own.is_empty() { fallback } else { own }
-}
-
-/// The file's text; a host without the file has an empty configuration, as for the resolver.
-fn read_text(path: &Path) -> String {
-    std::fs::read(path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default()
 }
 
 fn random(digits: usize) -> Result<String> {
@@ -565,117 +377,4 @@ async fn in_blocking_thread<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(Error::system("a network thread failed").caused_by(error)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn networks(directory: &Path) -> BridgeNetworks {
-        BridgeNetworks::new(NetworkConfig::new(
-            directory.join("exec"),
-            directory.join("state"),
-        ))
-        .unwrap()
-    }
-
-    #[test]
-    fn modes_are_checked_with_dockers_words() {
-        use skiff_core::ErrorKind;
-        let directory = tempfile::tempdir().unwrap();
-        let networks = networks(directory.path());
-        for mode in [NetworkMode::None, NetworkMode::Host, NetworkMode::Bridge] {
-            networks.check(&mode).unwrap();
-        }
-        let error = networks
-            .check(&NetworkMode::Named("x-net".to_owned()))
-            .unwrap_err();
-        assert_eq!(
-            (error.kind(), error.to_string().as_str()),
-            (ErrorKind::NotFound, "network x-net not found")
-        );
-        let error = networks
-            .check(&NetworkMode::Container("abc".to_owned()))
-            .unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotImplemented);
-    }
-
-    #[test]
-    fn a_network_is_found_by_its_id_or_its_beginning() {
-        let directory = tempfile::tempdir().unwrap();
-        let networks = networks(directory.path());
-        for info in networks.list() {
-            networks
-                .check(&NetworkMode::Named(info.id[..12].to_owned()))
-                .unwrap();
-            networks.check(&NetworkMode::Named(info.id)).unwrap();
-        }
-        assert!(networks.check(&NetworkMode::Named(String::new())).is_err());
-    }
-
-    #[test]
-    fn the_list_shows_what_docker_shows() {
-        let directory = tempfile::tempdir().unwrap();
-        let list = networks(directory.path()).list();
-        let drivers: Vec<_> = list
-            .iter()
-            .map(|info| (info.name.as_str(), info.driver.as_str()))
-            .collect();
-        assert_eq!(
-            drivers,
-            [("bridge", "bridge"), ("host", "host"), ("none", "null")]
-        );
-        assert_eq!(
-            list[0].subnets,
-            [("172.17.0.0/16".to_owned(), Some("172.17.0.1".parse().unwrap()))]
-        );
-        assert!(
-            list[0]
-                .options
-                .contains(&("com.docker.network.bridge.name".to_owned(), "docker0".to_owned()))
-        );
-    }
-
-    #[test]
-    fn impossible_settings_are_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        for bridge in ["", "a/b", "sixteen-bytes-xx", "a b", ".."] {
-            let mut config = NetworkConfig::new(directory.path(), directory.path());
-            config.bridge = bridge.to_owned();
-            assert_eq!(
-                BridgeNetworks::new(config).unwrap_err().kind(),
-                skiff_core::ErrorKind::InvalidParameter
-            );
-        }
-        let mut config = NetworkConfig::new(directory.path(), directory.path());
-        config.mtu = 10;
-        assert!(BridgeNetworks::new(config).is_err());
-    }
-
-    #[tokio::test]
-    async fn host_mode_needs_no_sandbox_and_gives_the_hosts_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut config = NetworkConfig::new(directory.path().join("exec"), directory.path().join("state"));
-        config.host_resolv_conf = directory.path().join("resolv.conf");
-        std::fs::write(&config.host_resolv_conf, "nameserver 127.0.0.53 # mine\n").unwrap();
-        let networks = BridgeNetworks::new(config).unwrap();
-        let mut request = SandboxRequest {
-            container_id: "c1".to_owned(),
-            mode: NetworkMode::Host,
-            dns: Vec::new(),
-            dns_search: Vec::new(),
-            dns_options: Vec::new(),
-            mac_address: None,
-        };
-        let sandbox = networks.connect(&request).await.unwrap();
-        assert_eq!(sandbox.namespace, NetworkNamespace::Host);
-        assert_eq!(sandbox.key, None);
-        assert_eq!(sandbox.resolv_conf, "nameserver 127.0.0.53 # mine\n");
-        assert_eq!(sandbox.endpoints[0].network, "host");
-
-        request.dns = vec!["192.0.2.9".parse().unwrap()];
-        let sandbox = networks.connect(&request).await.unwrap();
-        assert!(sandbox.resolv_conf.contains("\nnameserver 192.0.2.9\n"));
-        networks.disconnect("c1").await.unwrap();
-    }
 }
