@@ -236,6 +236,20 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    /// What is still mounted would keep the directory from being removed.
+    fn drop(&mut self) {
+        let sandboxes = fs::read_dir(self.exec_root().join("netns"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let bound = sandboxes.map(|entry| entry.path());
+        for path in bound.chain([self.exec_root().join("uplink.netns")]) {
+            let _ = netns::unbind(&path);
+        }
+    }
+}
+
 pub fn request(id: &str, mode: NetworkMode) -> SandboxRequest {
     SandboxRequest {
         container_id: id.to_owned(),
