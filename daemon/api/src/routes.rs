@@ -166,7 +166,9 @@ where
 }
 
 async fn not_yet(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
-    Error::not_implemented(format!("{method} {} is not supported by skiff yet", uri.path())).into()
+    // Slashes in names were encoded for the router's sake.
+    let path = uri.path().replace("%2F", "/");
+    Error::not_implemented(format!("{method} {path} is not supported by skiff yet")).into()
 }
 
 async fn swarm() -> ApiError {

@@ -26,7 +26,7 @@ use crate::Api;
 use crate::hijack::{Answering, Exchange, HijackIo};
 
 /// How long open requests and attached clients may go on after `shutdown`.
-const DRAIN: Duration = Duration::from_secs(3);
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// How long to wait after a failed accept (out of descriptors) before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -81,26 +81,24 @@ async fn accept(
     shutdown: &CancellationToken,
     cut: &CancellationToken,
 ) -> io::Result<Task> {
-    let (api, shutdown, cut) = (api.clone(), shutdown.clone(), cut.clone());
-    Ok(match listener {
-        Listener::Unix(listener) => {
-            let (stream, _) = listener.accept().await?;
-            Box::pin(async move {
-                cut.run_until_cancelled(connection(stream, api, shutdown))
-                    .await
-                    .unwrap_or(())
-            })
-        }
+    match listener {
+        Listener::Unix(listener) => Ok(task(listener.accept().await?.0, api, shutdown, cut)),
         Listener::Tcp(listener) => {
             let (stream, _) = listener.accept().await?;
             // Small answers and keystrokes must not wait for more.
             stream.set_nodelay(true)?;
-            Box::pin(async move {
-                cut.run_until_cancelled(connection(stream, api, shutdown))
-                    .await
-                    .unwrap_or(())
-            })
+            Ok(task(stream, api, shutdown, cut))
         }
+    }
+}
+
+fn task<S>(stream: S, api: &Api, shutdown: &CancellationToken, cut: &CancellationToken) -> Task
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (connection, cut) = (connection(stream, api.clone(), shutdown.clone()), cut.clone());
+    Box::pin(async move {
+        cut.run_until_cancelled(connection).await;
     })
 }
 

@@ -2,15 +2,15 @@
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use skiff_core::AuthConfig;
 use skiff_core::container::ListOptions;
 use skiff_core::filters::Filters;
 use skiff_core::system::{API_VERSION, MIN_API_VERSION, SystemFacts};
 
-use crate::error::Answer;
+use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
 use crate::{App, answer, time};
 
@@ -162,7 +162,8 @@ fn storage_and_network(app: &App) -> Map<String, Value> {
     }))
 }
 
-/// The machine, and which resources can be limited on it: none until containers get control groups.
+/// The machine, and which resources can be limited on it: none until containers get control groups. (Forwarding is
+/// that of the containers' own network namespace, where the network layer turns it on.)
 fn machine(facts: &SystemFacts) -> Map<String, Value> {
     object(json!({
         "MemoryLimit": false,
@@ -259,48 +260,30 @@ fn runtimes(app: &App) -> Map<String, Value> {
     }))
 }
 
-/// Credentials as clients send them, in a body or in `X-Registry-Auth`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct AuthConfig {
-    pub(crate) username: String,
-    pub(crate) password: String,
-    pub(crate) serveraddress: String,
-    pub(crate) identitytoken: String,
-    pub(crate) registrytoken: String,
-}
-
-impl AuthConfig {
-    /// The credentials in it, if there are any.
-    pub(crate) fn credentials(self) -> Option<skiff_core::Credentials> {
-        if self.username.is_empty() && self.identitytoken.is_empty() && self.registrytoken.is_empty() {
-            return None;
-        }
-        Some(skiff_core::Credentials {
-            username: self.username,
-            password: self.password,
-            identity_token: Some(self.identitytoken).filter(|token| !token.is_empty()),
-            registry_token: Some(self.registrytoken).filter(|token| !token.is_empty()),
-        })
-    }
-}
-
 /// `docker login`.
-pub(crate) async fn auth(State(app): State<App>, JsonBody(auth): JsonBody<AuthConfig>) -> Answer {
-    let server = if auth.serveraddress.is_empty() {
-        INDEX_SERVER.to_owned()
+pub(crate) async fn auth(State(app): State<App>, JsonBody(body): JsonBody<Value>) -> Answer {
+    let auth = AuthConfig::from_json(body.to_string().as_bytes())
+        .map_err(|_| ApiError::invalid("invalid JSON: not an auth configuration"))?;
+    let server = if auth.server_address.is_empty() {
+        INDEX_SERVER
     } else {
-        auth.serveraddress.clone()
+        &auth.server_address
     };
-    let credentials = auth.credentials().unwrap_or_else(|| skiff_core::Credentials {
-        username: String::new(),
-        password: String::new(),
-        identity_token: None,
-        registry_token: None,
-    });
-    let (status, token) = app.engine.images.login(&server, credentials).await?;
-    Ok(answer::json(
-        StatusCode::OK,
+    let (status, token) = app.engine.images.login(server, auth.credentials).await?;
+    Ok(answer::ok(
         &json!({"Status": status, "IdentityToken": token.unwrap_or_default()}),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_have_go_s_names() {
+        assert_eq!(
+            ["x86_64", "aarch64", "riscv64"].map(go_arch),
+            ["amd64", "arm64", "riscv64"]
+        );
+    }
 }

@@ -16,7 +16,7 @@ pub mod system;
 use std::sync::Arc;
 
 pub use error::{Error, ErrorKind, Result};
-pub use skiff_registry_client::Credentials;
+pub use skiff_registry_client::{AuthConfig, Credentials};
 
 /// Everything a front end needs; cheap to clone.
 #[derive(Clone)]
