@@ -53,6 +53,14 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Closes all descriptors but the three standard ones. For the very start of `main`, before anything is opened:
+/// whoever uses a descriptor that existed before gets `EBADF`, or somebody else's file.
+pub fn close_inherited_descriptors() {
+    // SAFETY: closing is a plain system call; that no owner of these descriptors exists in this process is the
+    // caller's part, and holds at the start of main, where nothing but the runtime of the language has run.
+    unsafe { libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, 0 as libc::c_uint) };
+}
+
 /// Gives every signal its default disposition and unblocks all: what a program expects to start with.
 /// (Rust's runtime ignores SIGPIPE and our shim blocks several; both would be inherited through execve.)
 pub fn reset_signals() {

@@ -31,8 +31,10 @@ pub(super) fn run(folder: &Path, request: &CreateRequest, ends: Option<Container
         Ok(pid) => Outcome::Created { pid },
         Err(failure) => Outcome::Failed(failure),
     };
-    let bytes = serde_json::to_vec(&outcome).unwrap_or_default();
-    // When this fails the shim is gone or sees an empty report; it has a text for that.
+    let mut bytes = serde_json::to_vec(&outcome).unwrap_or_default();
+    // The end of the report: the pipe's end would not do, for the container's process holds it, too, until it executes.
+    bytes.push(b'\n');
+    // When this fails the shim is gone or sees an incomplete report; it has a text for that.
     let _ = File::from(report).write_all(&bytes);
 }
 

@@ -93,6 +93,7 @@ impl Payload {
     }
 
     fn prepare(&self) -> Result<(), String> {
+        die_with_the_shim().map_err(|error| format!("prctl: {error}"))?;
         for (target, propagation) in &self.propagations {
             let flags = propagation_flags(propagation).ok_or_else(|| format!("unknown mount propagation {propagation:?}"))?;
             rustix::mount::mount_change(target.as_str(), flags)
@@ -157,8 +158,7 @@ impl Payload {
     }
 
     fn drop_privileges(&self) -> io::Result<()> {
-        // A container whose shim was killed is nobody's: it ends, too. Survives execve, as no privilege is gained there.
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        die_with_the_shim()?;
         reset_signals();
         for number in 0..=40 {
             let capability = CapabilitySet::from_bits_retain(1 << number);
@@ -223,6 +223,12 @@ impl Executor for Payload {
         let _ = rustix::io::write(io::stderr(), line.as_bytes());
         skiff_sys::process::exit_now(255)
     }
+}
+
+/// A container whose shim was killed is nobody's: it ends, too. This survives execve, as no privilege is gained there, but
+/// not every change of credentials; so it is said again after those.
+fn die_with_the_shim() -> rustix::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
 }
 
 /// Finds what [`Payload::validate`] said in an error text of libcontainer's.

@@ -43,6 +43,8 @@ use server::Shim;
 /// Descriptor 0 is a connected socket, the first client. Returns when the task was deleted, or nobody can ask for it any more.
 pub fn shim_main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(folder) = args.map(PathBuf::from).next() else { return ExitCode::from(2) };
+    // Whatever the daemon's starter left open (a pipe of a script, say) must not live as long as the container.
+    skiff_sys::process::close_inherited_descriptors();
     match set_up(&folder).and_then(|mut shim| shim.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

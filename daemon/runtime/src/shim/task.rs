@@ -55,6 +55,8 @@ pub(super) struct Task {
 
 /// A creation under way.
 struct Creating {
+    /// The creator's process id.
+    pid: u32,
     report: File,
     received: Vec<u8>,
     /// The connection that asked for it.
@@ -89,9 +91,9 @@ impl Shim {
         } else {
             ends = Some(self.make_pipes(process.open_stdin).map_err(failed("pipes"))?);
         }
-        let report = self.fork_creator(&request, ends).map_err(failed("starting the creator"))?;
+        let (pid, report) = self.fork_creator(&request, ends).map_err(failed("starting the creator"))?;
         self.poll.add(&report, poll::CREATOR, Flags::IN).map_err(failed("epoll"))?;
-        self.task.creating = Some(Creating { report, received: Vec::new(), requester, console });
+        self.task.creating = Some(Creating { pid, report, received: Vec::new(), requester, console });
         // Only now: a container in the host's network is made by a creator that never left it.
         if let Some(path) = &request.keeper_netns {
             enter_network(path).map_err(failed("entering the keeper's network namespace"))?;
@@ -109,10 +111,10 @@ impl Shim {
         Ok(ends)
     }
 
-    fn fork_creator(&self, request: &CreateRequest, ends: Option<ContainerEnds>) -> io::Result<File> {
+    fn fork_creator(&self, request: &CreateRequest, ends: Option<ContainerEnds>) -> io::Result<(u32, File)> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         match fork_single_threaded()? {
-            Fork::Parent(_) => Ok(File::from(read)),
+            Fork::Parent(pid) => Ok((pid, File::from(read))),
             Fork::Child => {
                 let folder = self.folder.clone();
                 let work = || creator::run(&folder, request, ends, write);
@@ -126,10 +128,14 @@ impl Shim {
     /// Reads the creator's report.
     pub(super) fn read_creator(&mut self) {
         let Some(creating) = &mut self.task.creating else { return };
-        match creating.report.read_to_end(&mut creating.received) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
-            _ => {}
+        // An error means "not all yet"; what was read until then is kept.
+        let _ = creating.report.read_to_end(&mut creating.received);
+        if creating.received.ends_with(b"\n") {
+            self.creator_reported();
         }
+    }
+
+    fn creator_reported(&mut self) {
         let Some(creating) = self.task.creating.take() else { return };
         self.poll.remove(&creating.report);
         let result = match serde_json::from_slice(&creating.received) {
@@ -272,6 +278,10 @@ impl Shim {
             let pid = pid.as_raw().unsigned_abs();
             if self.task.pid == Some(pid) {
                 self.first_process_ended(code);
+            } else if self.task.creating.as_ref().is_some_and(|creating| creating.pid == pid) {
+                // Normally it has reported before; if not now, it never will.
+                self.read_creator();
+                self.creator_reported();
             } else if self.task.creating.is_some() {
                 self.task.early.push((pid, code));
             }

@@ -1,0 +1,3 @@
+//! To come.
+use crate::Scenario;
+pub(crate) const ALL: &[Scenario] = &[];

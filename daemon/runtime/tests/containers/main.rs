@@ -1,0 +1,41 @@
+//! Containers, run for real: as an unprivileged user inside user, mount, network and control group namespaces.
+//!
+//! ```text
+//! cargo test ── main (root: switches to a test user) ── unshare(1) with newuidmap ── main inside: one scenario
+//!                                                                                     └─ main as `shim` …
+//! ```
+//!
+//! Speaks enough of libtest's command line for `cargo test` and nextest. Needs busybox, unshare and newuidmap; what is
+//! missing is said, and the scenario counts as skipped.
+
+#![expect(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, reason = "a test program")]
+
+mod basics;
+mod external;
+mod harness;
+mod isolation;
+mod lifetime;
+mod streams;
+
+use std::process::ExitCode;
+
+/// A scenario: its name and what it does inside the namespaces.
+pub(crate) type Scenario = (&'static str, fn(harness::Lab));
+
+fn scenarios() -> Vec<Scenario> {
+    [basics::ALL, streams::ALL, isolation::ALL, lifetime::ALL, external::ALL].concat()
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|role| role == "shim") {
+        return skiff_runtime::shim_main(args);
+    }
+    if let Ok(name) = std::env::var(harness::INSIDE) {
+        let scenario = scenarios().into_iter().find(|(known, _)| *known == name);
+        let (_, run) = scenario.expect("a known scenario");
+        run(harness::Lab::new());
+        return ExitCode::SUCCESS;
+    }
+    harness::run_all(&scenarios())
+}
