@@ -169,7 +169,7 @@ fn adopt(mounts: &[Mount], target: &Path) -> Result<bool> {
 }
 
 /// Type of the file system mounted on `target`, if it is a mount point.
-fn mounted(target: &Path) -> Result<Option<String>> {
+pub(crate) fn mounted(target: &Path) -> Result<Option<String>> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     // Linux 5.8 answers without reading the whole table.
     if let Ok(stat) = statx(CWD, target, flags, StatxFlags::TYPE)

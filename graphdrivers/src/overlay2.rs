@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use skiff_archive::{ApplyTarget, WhiteoutFormat};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::mounter;
 use crate::snapshots::{Snapshots, archive_error, make_directory};
 use crate::vfs::make_root;
 use crate::{
@@ -186,6 +187,16 @@ impl GraphDriver for Overlay2 {
     }
 
     fn remove(&self, snapshot: SnapshotRef<'_>) -> Result<()> {
+        if let SnapshotRef::Active(key) = snapshot {
+            let merged = self.snapshots.path(snapshot)?.join(MERGED);
+            // Moved away, the mount could not be found again.
+            if mounter::mounted(&merged)?.is_some() {
+                return Err(Error::new(
+                    ErrorKind::InUse,
+                    format!("snapshot {key} is mounted on {}", merged.display()),
+                ));
+            }
+        }
         self.snapshots.remove(snapshot)?;
         match snapshot {
             SnapshotRef::Layer(layer) => {

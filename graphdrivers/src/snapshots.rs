@@ -338,12 +338,16 @@ impl Snapshots {
         rest.into_iter().map(|(_, key)| key).collect()
     }
 
-    /// Frees the trash; gives the bytes.
+    /// Frees the trash; gives the bytes. What cannot be freed is logged and tried again the next time.
     pub(crate) fn purge(&self) -> Result<u64> {
         let _one = self.purging.lock().unwrap_or_else(PoisonError::into_inner);
         let mut freed = 0;
         for path in read_dir(&self.root.join(TRASH))? {
-            freed += skiff_archive::remove_tree(&path).map_err(archive_error)?;
+            match skiff_archive::remove_tree(&path) {
+                Ok(bytes) => freed += bytes,
+                // A mount inside that nobody took down must not keep the rest from being freed.
+                Err(error) => tracing::warn!(path = %path.display(), %error, "cannot empty the trash"),
+            }
         }
         Ok(freed)
     }

@@ -1,5 +1,10 @@
 //! The contract of [`GraphDriver`] as scenarios, run with every driver: as root, and once more as an unprivileged user
 //! inside a user namespace.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests talk, and stop at any error"
+)]
 
 #[path = "../archive/tests/support/mod.rs"]
 mod support;

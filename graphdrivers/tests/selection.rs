@@ -1,5 +1,11 @@
 //! Which driver is chosen, and what is said when none can be.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests talk, and stop at any error"
+)]
 
+#[expect(dead_code, reason = "each test binary uses a part of it")]
 #[path = "../archive/tests/support/mod.rs"]
 mod support;
 

@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn bytes_arrive_in_order_and_are_hashed() {
         let (sender, mut receiver) = queue(true);
-        let data: Vec<u8> = (0..BUFFER_SIZE * 9 + 17).map(|i| (i % 251) as u8).collect();
+        let data: Vec<u8> = (0..251).cycle().take(BUFFER_SIZE * 9 + 17).collect();
         let copy = data.clone();
         let worker = thread::spawn(move || {
             let mut rest = &copy[..];

@@ -4,7 +4,6 @@
 //! end, because every member written into it changes them. The last member of a name wins; a directory is replaced
 //! only by something that is not a directory.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -36,8 +35,8 @@ pub(crate) struct Unpacker {
     in_user_namespace: bool,
     /// The owner that new files get by themselves.
     own_ids: (u32, u32),
-    /// Times of directories, set when everything is written.
-    directory_times: HashMap<Box<[u8]>, Timestamps>,
+    /// Times of directories in the order of the archive, set when everything is written.
+    directory_times: Vec<(Box<[u8]>, Timestamps)>,
     /// A directory or symbolic link was removed: what `directory_times` names may be something else now.
     path_changed: bool,
     counts: Counts,
@@ -54,7 +53,7 @@ impl Unpacker {
                 rustix::process::geteuid().as_raw(),
                 rustix::process::getegid().as_raw(),
             ),
-            directory_times: HashMap::new(),
+            directory_times: Vec::new(),
             path_changed: false,
             counts: Counts::default(),
         })
@@ -194,7 +193,7 @@ impl Unpacker {
             // The cached descriptor remembers the bit as it was before.
             self.root.forget();
         }
-        self.directory_times.insert(path.into(), times(entry));
+        self.directory_times.push((path.into(), times(entry)));
         Ok(())
     }
 

@@ -1,6 +1,12 @@
 //! Layers made to do harm, and layers that are merely odd. Each has a stated outcome, and none may touch anything
 //! outside the root: every test runs in a directory beside files that are compared before and after.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests talk, and stop at any error"
+)]
 
+#[expect(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
 use std::fs;
@@ -601,11 +607,14 @@ fn names_that_no_file_system_holds_are_errors() {
         refused(scene.apply(&[file(&long_part, "x")]), ErrorKind::Corrupt, "");
         let long_path = "d/".repeat(2100) + "x";
         refused(scene.apply(&[file(&long_path, "x")]), ErrorKind::Corrupt, "");
+        refused(scene.apply(&[link("l", "")]), ErrorKind::Corrupt, "no target");
+        if scene.format != WhiteoutFormat::Delete {
+            return;
+        }
         // The longest that works.
         let fits = "d/".repeat(2040) + "x";
         scene.apply(&[file(&fits, "deep")]).unwrap();
         skiff_archive::remove_tree(&scene.root().join("d")).unwrap();
-        refused(scene.apply(&[link("l", "")]), ErrorKind::Corrupt, "no target");
     });
 }
 

@@ -1,5 +1,11 @@
 //! Properties: a random tree survives diff → apply, in every format and compression, and diff is canonical.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests talk, and stop at any error"
+)]
 
+#[expect(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
 use std::fs;

@@ -13,7 +13,7 @@ use super::{Fixture, commit, fill, key, layer, list, names, prepare, see};
 
 const ROOT: &str = "SKIFF_TEST_CRASH_ROOT";
 const DRIVER: &str = "SKIFF_TEST_CRASH_DRIVER";
-const FILES: usize = 30;
+const FILES: usize = 12;
 
 /// The child: runs only when it was started by the scenario below.
 pub(crate) fn child() {

@@ -297,7 +297,7 @@ pub(crate) fn siblings_prepare_concurrently(f: &Fixture) {
 pub(crate) fn depth_beyond_the_limit_says_the_limit(f: &Fixture) {
     let driver = f.open();
     let max = driver.capabilities().max_depth;
-    let depth = max.unwrap_or(140);
+    let depth = max.unwrap_or(40);
     let mut parent = None;
     for n in 0..depth {
         commit(
@@ -523,6 +523,25 @@ pub(crate) fn removal_is_immediate_and_space_is_freed_later(f: &Fixture) {
     mounter.unmount(&target).unwrap();
     drop(open);
     driver.purge().unwrap();
+    // Except when it is mounted where the driver itself wants it: the mount would be lost.
+    prepare(&*driver, "own", Some(&layer(1)));
+    let Some(target) = driver.mount_point(&key("own")).unwrap() else {
+        return;
+    };
+    mounter
+        .mount(
+            &driver
+                .mounts(SnapshotRef::Active(&key("own")), Access::ReadWrite)
+                .unwrap(),
+            &target,
+        )
+        .unwrap();
+    assert_eq!(
+        kind(driver.remove(SnapshotRef::Active(&key("own")))),
+        ErrorKind::InUse
+    );
+    mounter.unmount(&target).unwrap();
+    driver.remove(SnapshotRef::Active(&key("own"))).unwrap();
 }
 
 pub(crate) fn usage_counts_the_snapshot_alone(f: &Fixture) {

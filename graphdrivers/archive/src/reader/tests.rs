@@ -27,7 +27,7 @@ fn sample() -> Vec<u8> {
     let mut writer = Writer::new(&mut out);
     let long = [b"d/".repeat(80), b"file".to_vec()].concat();
     let mut entry = Entry {
-        path: long.clone(),
+        path: long,
         size: 700,
         mode: 0o4755,
         uid: 3_000_000,
