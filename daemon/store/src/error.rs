@@ -73,7 +73,7 @@ impl Error {
         Self {
             kind,
             message: operation.into(),
-            source: Some(Box::new(source)),
+            source: Some(Box::new(OsError(source))),
         }
     }
 
@@ -154,3 +154,24 @@ impl StdError for Error {
         self.source.as_deref().map(|e| e as &(dyn StdError + 'static))
     }
 }
+
+/// A system error in the words of Go programs, which clients match on: `no space left on device`, not Rust's
+/// `No space left on device (os error 28)`.
+#[derive(Debug)]
+struct OsError(std::io::Error);
+
+impl fmt::Display for OsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        let Some((plain, _)) = text.split_once(" (os error") else {
+            return f.write_str(&text);
+        };
+        let mut letters = plain.chars();
+        match letters.next() {
+            Some(first) => write!(f, "{}{}", first.to_lowercase(), letters.as_str()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StdError for OsError {}

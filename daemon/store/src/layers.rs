@@ -107,6 +107,10 @@ impl Store {
             .and_then(|applied| self.commit_layer(&active, &id, layer, &applied));
         if done.is_err() {
             self.remove_active(&active);
+            // At once: a disk that was full would stay so for the next, smaller, image.
+            if let Err(error) = self.purge() {
+                tracing::warn!(%error, "cannot free the space of a failed layer");
+            }
         }
         self.holdings().actives.remove(&active);
         done

@@ -237,6 +237,7 @@ fn a_damaged_layer_leaves_nothing_and_the_next_try_works() {
         let error = store.unpack(&new, || Ok(bad.as_slice())).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert_eq!(store.driver().list().unwrap(), [], "{error}");
+        assert_eq!(store.purge().unwrap(), 0, "its space is free already");
         assert!(store.layer(&new.chain_id().unwrap()).is_none());
     }
     let wrong_id = NewLayer {
@@ -346,7 +347,12 @@ fn a_full_disk_says_so_and_gives_the_space_back() {
     let partial = fixture.store.partial_path(&digest);
     std::os::unix::fs::symlink("/dev/full", &partial).unwrap();
     let mut ingest = fixture.store.ingest(&digest, 3).unwrap();
-    assert_eq!(ingest.write(b"abc").unwrap_err().kind(), ErrorKind::NoSpace);
+    let error = ingest.write(b"abc").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    assert!(
+        error.to_string().ends_with(".partial: no space left on device"),
+        "{error}"
+    );
     drop(ingest);
     assert!(partial.symlink_metadata().is_err());
     fixture.store.put_blob(&digest, b"abc").unwrap();

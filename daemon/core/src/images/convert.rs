@@ -1,6 +1,8 @@
 //! Errors and names of the layers below, in the domain's terms. Kinds are mapped exhaustively; a kind added below
 //! later is our fault until somebody decides otherwise.
 
+use std::fmt;
+
 use skiff_graphdrivers as drivers;
 use skiff_registry_client as registry;
 use skiff_registry_client::Reference;
@@ -25,7 +27,7 @@ impl From<registry::Error> for Error {
         };
         // The message is written for users and already says its causes; the chain is for the log.
         let message = error.to_string();
-        Self::new(kind, message).caused_by(error)
+        Self::new(kind, message).caused_by(Lower(error))
     }
 }
 
@@ -41,7 +43,7 @@ impl From<store::Error> for Error {
             _ => ErrorKind::System,
         };
         let message = error.to_string();
-        Self::new(kind, message).caused_by(error)
+        Self::new(kind, message).caused_by(Lower(error))
     }
 }
 
@@ -50,6 +52,24 @@ impl From<drivers::Error> for Error {
         Self::from(store::Error::from(error))
     }
 }
+
+/// A lower error as the cause of one with the same text. Its own causes show in `Debug`, which the log prints, and not in
+/// `Display`, which would add them to a text that clients match on.
+pub(super) struct Lower<E>(pub(super) E);
+
+impl<E: fmt::Debug> fmt::Debug for Lower<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Lower<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display> std::error::Error for Lower<E> {}
 
 /// The store's name for a reference; a digest beats a tag, as everywhere in Docker.
 pub(super) fn key(reference: &Reference) -> Result<ReferenceKey> {

@@ -19,6 +19,7 @@ use skiff_store::{Digest, Follower, Ingest, Store};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::convert::Lower;
 use super::pull::blocking;
 use super::remote::Remote;
 use crate::error::{Error, ErrorKind, Result};
@@ -304,10 +305,10 @@ impl From<skiff_store::Error> for Broken {
 /// Whether the lower error says that bytes do not have their digest.
 fn is_corrupt(error: &Error) -> bool {
     let cause = std::error::Error::source(error);
-    let registry = cause.and_then(|c| c.downcast_ref::<skiff_registry_client::Error>());
-    let store = cause.and_then(|c| c.downcast_ref::<skiff_store::Error>());
-    registry.is_some_and(|e| e.kind() == skiff_registry_client::ErrorKind::Corrupt)
-        || store.is_some_and(|e| e.kind() == skiff_store::ErrorKind::Corrupt)
+    let registry = cause.and_then(|c| c.downcast_ref::<Lower<skiff_registry_client::Error>>());
+    let store = cause.and_then(|c| c.downcast_ref::<Lower<skiff_store::Error>>());
+    registry.is_some_and(|e| e.0.kind() == skiff_registry_client::ErrorKind::Corrupt)
+        || store.is_some_and(|e| e.0.kind() == skiff_store::ErrorKind::Corrupt)
 }
 
 /// The writer thread: ends when the channel is closed. What is waiting is written before readers are woken.
