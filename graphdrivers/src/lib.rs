@@ -176,6 +176,10 @@ pub enum Access {
     ReadOnly,
     /// Read and write; only for active snapshots.
     ReadWrite,
+    /// The same for a snapshot that will be thrown away after this use (`docker run --rm`): nothing in it is worth
+    /// writing to the disk. An overlay is mounted `volatile`; without it the kernel syncs the whole file system below
+    /// when the overlay is unmounted.
+    Volatile,
 }
 
 /// One mount to make.

@@ -268,6 +268,7 @@ pub(crate) fn mount_overlay(overlay: &OverlayMount, target: &Path) -> Result<(),
         userxattr: overlay.userxattr,
         options: overlay.options.clone(),
     };
+    forget_volatile(overlay);
     skiff_sys::fsio::in_directory(&base, || match mount_by_fsopen(&short, target) {
         // Before 6.8 there is no `lowerdir+`, before 5.2 no fsopen; a seccomp filter may refuse it.
         Err(failure) if failure.errno == Errno::NOSYS || failure.call == UNKNOWN_LOWERDIR => {
@@ -276,6 +277,17 @@ pub(crate) fn mount_overlay(overlay: &OverlayMount, target: &Path) -> Result<(),
         other => other,
     })
     .unwrap_or_else(|error| Err(MountFailure::new("enter the data root", errno_of(&error))))
+}
+
+/// A volatile mount leaves a mark that forbids the next mount, because the system may have crashed in between and what
+/// was written may be half there. Who asks for `volatile` again says that this does not matter.
+fn forget_volatile(overlay: &OverlayMount) {
+    if let Some((_, work)) = &overlay.upper
+        && overlay.options.iter().any(|option| option == "volatile")
+    {
+        // Usually it is not there; if it cannot be removed, the mount itself says so.
+        let _ = skiff_archive::remove_tree(&work.join("work/incompat/volatile"));
+    }
 }
 
 const UNKNOWN_LOWERDIR: &str = "fsconfig(2) lowerdir+";

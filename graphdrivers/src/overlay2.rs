@@ -56,6 +56,8 @@ pub struct Overlay2 {
     fixed: Vec<String>,
     /// Options of writable mounts, from `overlay2.mountopt`.
     extra: Vec<String>,
+    /// Whether the kernel has `volatile` (Linux 5.10).
+    volatile: bool,
     backing: String,
 }
 
@@ -76,6 +78,7 @@ impl Overlay2 {
             userxattr: works.userxattr,
             fixed: works.options,
             extra: options.mount_options,
+            volatile: works.volatile,
             backing: works.backing,
         };
         this.sweep_short_names()?;
@@ -224,7 +227,7 @@ impl GraphDriver for Overlay2 {
         let directory = self.snapshots.path(snapshot)?;
         let mut lower = Vec::new();
         let upper = match (snapshot, access) {
-            (SnapshotRef::Layer(id), Access::ReadWrite) => {
+            (SnapshotRef::Layer(id), Access::ReadWrite | Access::Volatile) => {
                 return Err(Error::invalid(format!("layer {id} is immutable")));
             }
             (SnapshotRef::Layer(id), Access::ReadOnly) => {
@@ -235,7 +238,9 @@ impl GraphDriver for Overlay2 {
                 lower.push(directory.join(DIFF));
                 None
             }
-            (SnapshotRef::Active(_), Access::ReadWrite) => Some((directory.join(DIFF), directory.join(WORK))),
+            (SnapshotRef::Active(_), Access::ReadWrite | Access::Volatile) => {
+                Some((directory.join(DIFF), directory.join(WORK)))
+            }
         };
         for layer in self.snapshots.chain(snapshot)? {
             lower.push(self.short_path(&layer)?);
@@ -246,6 +251,9 @@ impl GraphDriver for Overlay2 {
         let mut options = self.fixed.clone();
         if upper.is_some() {
             options.extend_from_slice(&self.extra);
+            if access == Access::Volatile && self.volatile && !options.iter().any(|o| o == "volatile") {
+                options.push("volatile".to_owned());
+            }
         }
         Ok(vec![Mount::Overlay(OverlayMount {
             lower,

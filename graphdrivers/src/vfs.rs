@@ -118,7 +118,7 @@ impl GraphDriver for Vfs {
     }
 
     fn mounts(&self, snapshot: SnapshotRef<'_>, access: Access) -> Result<Vec<Mount>> {
-        if let (SnapshotRef::Layer(id), Access::ReadWrite) = (snapshot, access) {
+        if let (SnapshotRef::Layer(id), Access::ReadWrite | Access::Volatile) = (snapshot, access) {
             return Err(Error::invalid(format!("layer {id} is immutable")));
         }
         let source = self.directory(snapshot)?;

@@ -56,6 +56,7 @@ conformance!(vfs = "vfs", overlay2 = "overlay2": [
     mounts_are_counted_and_survive_a_restart,
     the_root_directory_is_as_the_parents,
     a_kill_at_any_instant_leaves_a_sound_state,
+    a_volatile_mount_can_be_made_again,
     long_data_roots_and_odd_names_work,
 ]);
 

@@ -16,6 +16,7 @@ use crate::snapshots::make_directory;
 pub(super) struct Works {
     pub(super) userxattr: bool,
     pub(super) options: Vec<String>,
+    pub(super) volatile: bool,
     pub(super) backing: String,
 }
 
@@ -51,15 +52,21 @@ fn attempt(data_root: &Path, place: &Path) -> Result<Works> {
     write(&place.join("lower/deleted"))?;
     write(&place.join("lower2/below"))?;
     write(&place.join("lower/hidden/file"))?;
-    let overlay = OverlayMount {
+    let mut overlay = OverlayMount {
         lower: vec![place.join("lower"), place.join("lower2")],
         upper: Some((place.join("upper"), place.join("work"))),
         userxattr,
-        options: options.clone(),
+        options: [&options[..], &["volatile".to_owned()]].concat(),
     };
     let backing = backing::name(data_root);
     let merged = place.join("merged");
-    mounter::mount_overlay(&overlay, &merged).map_err(|failure| refusal(&failure, userxattr, &backing))?;
+    // Not only to know whether it works: unmounting without it would sync the whole file system below.
+    let volatile = mounter::mount_overlay(&overlay, &merged).is_ok();
+    if !volatile {
+        overlay.options.clone_from(&options);
+        mounter::mount_overlay(&overlay, &merged)
+            .map_err(|failure| refusal(&failure, userxattr, &backing))?;
+    }
     exercise(place, &merged)?;
     mounter::detach(&merged)?;
     let attribute = if userxattr {
@@ -81,6 +88,7 @@ fn attempt(data_root: &Path, place: &Path) -> Result<Works> {
     Ok(Works {
         userxattr,
         options,
+        volatile,
         backing,
     })
 }

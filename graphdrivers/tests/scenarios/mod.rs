@@ -679,3 +679,22 @@ pub(crate) fn long_data_roots_and_odd_names_work(f: &Fixture) {
     let source = driver.diff_source(SnapshotRef::Active(&key(&name))).unwrap();
     assert_eq!(diff(&source.tree(), &mut out).unwrap().entries, 1);
 }
+
+pub(crate) fn a_volatile_mount_can_be_made_again(f: &Fixture) {
+    let driver = f.open();
+    commit(&*driver, &layer(1), None, &[("x", "1")]);
+    prepare(&*driver, "rm", Some(&layer(1)));
+    let active = key("rm");
+    for round in 1..4 {
+        see(f, &*driver, SnapshotRef::Active(&active), Access::Volatile, |p| {
+            fs::write(p.join(round.to_string()), "x").unwrap();
+            assert_eq!(names(p).len(), round + 1);
+        });
+    }
+    assert_eq!(
+        kind(driver.mounts(SnapshotRef::Layer(&layer(1)), Access::Volatile)),
+        ErrorKind::InvalidArgument
+    );
+    driver.remove(SnapshotRef::Active(&active)).unwrap();
+    driver.purge().unwrap();
+}
