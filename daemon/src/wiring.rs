@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use skiff_api::Listener;
 use skiff_core::Engine;
-use skiff_core::container::{Containers, ListOptions, Neighbours, Settings, StoredFilesystems};
+use skiff_core::container::{Containers, Neighbours, Settings, StoredFilesystems};
 use skiff_core::events::Events;
 use skiff_core::images::{Images, ImagesConfig};
 use skiff_network::{BridgeNetworks, NetworkConfig, UplinkChoice, UplinkPrograms};
@@ -268,15 +268,6 @@ impl Wired {
     pub(crate) async fn stop_containers(&self, timeout_seconds: i64) {
         let timeout = u64::try_from(timeout_seconds).map_or(Duration::MAX, Duration::from_secs);
         self.engine.containers.shutdown(timeout).await;
-    }
-
-    /// Whether containers are running.
-    pub(crate) fn has_running_containers(&self) -> bool {
-        // Without `all`, only those that run are listed.
-        self.engine
-            .containers
-            .list(&ListOptions::default())
-            .is_ok_and(|running| !running.is_empty())
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) fn settle(
     let labels = both.labels.unwrap_or_default();
     if let Some(bad) = labels
         .iter()
-        .find(|label| !label.split_once('=').is_some_and(|(key, _)| !key.is_empty()))
+        .find(|label| label.split_once('=').is_none_or(|(key, _)| key.is_empty()))
     {
         return Err(ConfigError::new(format!("bad attribute format: {bad}")));
     }

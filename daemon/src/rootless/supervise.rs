@@ -185,10 +185,10 @@ impl Supervisor {
                 notify(&[NotifyState::Ready]);
             }
             Ok((FromDaemon::Stopped { containers_left }, _)) => {
-                self.stopped = Some(ContainersLeft(containers_left))
+                self.stopped = Some(ContainersLeft(containers_left));
             }
             Err(ReceiveError::Malformed(text)) => {
-                tracing::error!("the daemon said something unknown: {text}")
+                tracing::error!("the daemon said something unknown: {text}");
             }
             Err(_) => self.daemon_channel = None,
         }

@@ -124,9 +124,12 @@ fn warnings(config: &Config, host: &HostFacts) -> Vec<String> {
     warnings
 }
 
+/// Name, version, details.
+type Component = (String, String, Vec<(String, String)>);
+
 /// What Docker shows here is RootlessKit. There is none, and no client is known to look for it, so the part that
 /// does its work goes by its own name, with the same rows.
-fn components(config: &Config, host: &HostFacts) -> Vec<(String, String, Vec<(String, String)>)> {
+fn components(config: &Config, host: &HostFacts) -> Vec<Component> {
     let Some(keeper) = host.keeper else {
         return Vec::new();
     };

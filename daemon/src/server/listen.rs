@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -61,8 +61,18 @@ pub(crate) struct Bound {
     pub(crate) socket: Socket,
     /// Where, for the log: a path or `address:port`.
     pub(crate) name: String,
-    /// The file to remove at the end, with its device and inode.
-    file: Option<(PathBuf, u64, u64)>,
+    /// The file to remove at the end, if it is ours.
+    pub(crate) file: Option<SocketFile>,
+}
+
+/// The file of a unix socket that we bound.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    dev: u64,
+    ino: u64,
+    /// As long as the socket is open its inode's number is not given to another file.
+    _pin: OwnedFd,
 }
 
 /// Its kind.
@@ -109,19 +119,13 @@ pub(crate) fn bind_all(hosts: &[Host], passed: Passed, group: Option<u32>) -> Re
     Ok(bound)
 }
 
-impl Bound {
-    /// Removes the socket's file, if it is still this socket's.
-    pub(crate) fn forget(file: Option<(PathBuf, u64, u64)>) {
-        if let Some((path, dev, ino)) = file
-            && fs::symlink_metadata(&path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (dev, ino))
+impl SocketFile {
+    /// Removes the file, unless another one has taken its place.
+    pub(crate) fn remove(self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (self.dev, self.ino))
         {
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(&self.path);
         }
-    }
-
-    /// Its file, for [`Bound::forget`].
-    pub(crate) fn file(&self) -> Option<(PathBuf, u64, u64)> {
-        self.file.clone()
     }
 }
 
@@ -137,10 +141,17 @@ fn bind_unix(path: &Path, group: Option<u32>) -> io::Result<Bound> {
     }
     listener.set_nonblocking(true)?;
     let meta = fs::symlink_metadata(path)?;
+    let pin = listener.as_fd().try_clone_to_owned()?;
+    let file = SocketFile {
+        path: path.to_owned(),
+        dev: meta.dev(),
+        ino: meta.ino(),
+        _pin: pin,
+    };
     Ok(Bound {
         socket: Socket::Unix(listener),
         name: path.display().to_string(),
-        file: Some((path.to_owned(), meta.dev(), meta.ino())),
+        file: Some(file),
     })
 }
 
@@ -225,10 +236,10 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         assert!(bind(&path).unwrap_err().contains("another process listens there"));
         drop(first);
-        let second = bind(&path).unwrap();
-        let file = second[0].file();
+        let mut second = bind(&path).unwrap();
+        let file = second[0].file.take().unwrap();
         drop(second);
-        Bound::forget(file);
+        file.remove();
         assert!(!path.exists());
     }
 
@@ -241,12 +252,12 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 
         fs::remove_file(&path).unwrap();
-        let bound = bind(&path).unwrap();
-        let file = bound[0].file();
+        let mut bound = bind(&path).unwrap();
+        let file = bound[0].file.take().unwrap();
         drop(bound);
         fs::remove_file(&path).unwrap();
         fs::write(&path, "somebody else's").unwrap();
-        Bound::forget(file);
+        file.remove();
         assert!(path.exists());
     }
 

@@ -151,8 +151,8 @@ fn run(mut setup: Setup) -> Result<ExitCode, String> {
         tracing::warn!("{warning}");
     }
     let group = (!setup.config.rootless).then(docker_group).flatten();
-    let bound = listen::bind_all(&setup.config.hosts, std::mem::take(&mut setup.passed), group)?;
-    let files: Vec<_> = bound.iter().map(Bound::file).collect();
+    let mut bound = listen::bind_all(&setup.config.hosts, std::mem::take(&mut setup.passed), group)?;
+    let files: Vec<_> = bound.iter_mut().filter_map(|bound| bound.file.take()).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(MAX_BLOCKING_THREADS)
@@ -163,7 +163,7 @@ fn run(mut setup: Setup) -> Result<ExitCode, String> {
         .map_err(|error| format!("cannot start the async runtime: {error}"))?;
     let result = runtime.block_on(serve(setup, bound));
     for file in files {
-        Bound::forget(file);
+        file.remove();
     }
     // Whatever still blocks on the disk must not delay the end.
     runtime.shutdown_background();
@@ -245,7 +245,8 @@ async fn stop_engine(wired: &Wired, config: &Config) -> bool {
     if !config.live_restore {
         wired.stop_containers(config.shutdown_timeout).await;
     }
-    wired.has_running_containers()
+    // Asked of the processes, not of the engine: it is they who hold the namespaces.
+    !skiff_runtime::live_shims(&config.exec_root).is_empty()
 }
 
 /// SIGHUP is dealt with here; everything else ends the wait.
@@ -272,7 +273,9 @@ fn reload(config: &Config) {
             );
         }
         Ok(None) => {
-            tracing::info!("Nothing to reload: only \"debug\" and \"log-level\" can change without a restart")
+            tracing::info!(
+                "Nothing to reload: only \"debug\" and \"log-level\" can change without a restart"
+            );
         }
         Err(error) => tracing::error!("{error}"),
     }
