@@ -41,7 +41,8 @@ impl CapabilitySet {
     }
 
     fn to_oci(self) -> Capabilities {
-        self.names().filter_map(|name| format!("CAP_{name}").parse::<Capability>().ok()).collect()
+        // Parsed without the prefix, though written with it.
+        self.names().filter_map(|name| name.parse::<Capability>().ok()).collect()
     }
 
     /// The section of the OCI specification. As Docker: a user other than root has them in the bounding set only, which is
