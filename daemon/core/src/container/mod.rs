@@ -51,6 +51,8 @@ pub use view::ContainerView;
 
 /// Docker's time between the stop signal and SIGKILL, in seconds.
 const STOP_TIMEOUT: i64 = 10;
+/// How long a shutdown waits beyond the containers' own time, for clean-up and for starts under way.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// How long a `kill` with SIGKILL waits for the end.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -573,13 +575,22 @@ impl Containers {
         Ok(())
     }
 
-    /// Stops all containers, each with its own signal and patience, but none longer than `timeout`.
+    /// Stops all containers, also those being started, each with its own signal and patience, but none longer than
+    /// `timeout`. Gives up a few seconds after that: a start or an end that hangs must not hold the daemon, and what is
+    /// left then is taken over by the next one.
     pub async fn shutdown(&self, timeout: Duration) {
+        let patience = timeout.saturating_add(SHUTDOWN_GRACE);
+        if tokio::time::timeout(patience, self.stop_all(timeout)).await.is_err() {
+            tracing::error!("not all containers have ended; they are left to the next daemon");
+        }
+    }
+
+    async fn stop_all(&self, timeout: Duration) {
         let limit = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
         let mut stops = tokio::task::JoinSet::new();
         for handle in self.shared.registry.all() {
             let view = handle.snapshot();
-            if !view.state.status().running {
+            if !view.state.status().running && !matches!(view.state, State::Starting { .. }) {
                 continue;
             }
             let own = view.record.config.stop_timeout.filter(|&seconds| seconds >= 0).unwrap_or(STOP_TIMEOUT);

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::actor::{self, Beginning, LOST};
 use super::disk::{FORMAT, StateFile};
+use super::launch;
 use super::state::State;
 use super::view::Record;
 use super::Shared;
@@ -51,6 +52,10 @@ async fn beginning(shared: &Shared, record: Record, file: Option<StateFile>) -> 
         tracing::warn!(container = %record.id, %error, "cannot ask for the task");
         Adopted::Gone
     });
+    if matches!(adopted, Adopted::Created(_)) {
+        // A start that was cut off before the command ran: nobody else will end its task.
+        launch::clean_up(shared, &record.id).await;
+    }
     let state = resolve(file.state, &adopted);
     tracing::debug!(container = %record.id, ?adopted, status = state.status().word, "recovered");
     Beginning { record: Arc::new(record), state, sandbox: file.sandbox, restart_count: file.restart_count }
@@ -80,7 +85,7 @@ fn resolve(recorded: State, adopted: &Adopted) -> State {
             State::Exited { .. } => uncleaned(previous),
             _ => ended(exit.code, exit.finished_at, exit.oom_killed),
         },
-        // A start that was cut off: the task goes with the clean-up, the container can be started again.
+        // A start that was cut off can be tried again.
         Adopted::Created(_) | Adopted::Gone => match previous {
             State::Running { .. } => ended(LOST, now, false),
             // A created container has nothing to clean but a cut-off start may have left its network and mounts;
