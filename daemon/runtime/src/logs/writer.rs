@@ -109,9 +109,6 @@ impl LogWriter {
     }
 
     fn entry(&mut self, bytes: &[u8], tail: &mut Tail) {
-        self.buffer.extend_from_slice(b"{\"log\":\"");
-        escape(bytes, &mut self.buffer);
-        self.buffer.extend_from_slice(tail.text.as_bytes());
         if self.max_size.is_some_and(|limit| self.size + self.buffer.len() as u64 >= limit) {
             self.flush();
             // When it cannot be rotated the log goes on in the same file: a large log is better than none.
@@ -119,6 +116,9 @@ impl LogWriter {
                 self.max_size = None;
             }
         }
+        self.buffer.extend_from_slice(b"{\"log\":\"");
+        escape(bytes, &mut self.buffer);
+        self.buffer.extend_from_slice(tail.text.as_bytes());
     }
 
     fn flush(&mut self) {
