@@ -100,17 +100,19 @@ impl RwLayers {
     }
 
     /// Puts the container's root file system together and returns its path. Each call is one use; the last
-    /// [`RwLayers::unmount`] takes it apart. A mount left by an earlier daemon is taken over.
+    /// [`RwLayers::unmount`] takes it apart. A mount left by an earlier daemon is taken over. What is `disposable` will
+    /// be removed after this use, and is not synced to disk when it is taken apart.
     ///
     /// # Errors
     /// `NotFound` for the container; `Unsupported`; `Io`.
-    pub fn mount(&self, container: &str) -> Result<PathBuf> {
+    pub fn mount(&self, container: &str, disposable: bool) -> Result<PathBuf> {
+        let access = if disposable { Access::Volatile } else { Access::ReadWrite };
         let active = active_id(container)?;
         let mounts = self
             .store
             .inner
             .driver
-            .mounts(SnapshotRef::Active(&active), Access::ReadWrite)?;
+            .mounts(SnapshotRef::Active(&active), access)?;
         if let Some(path) = Mounter::direct(&mounts) {
             return Ok(path.to_owned());
         }

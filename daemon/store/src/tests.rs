@@ -89,7 +89,7 @@ fn a_container_keeps_its_layers_and_nothing_else() {
     let rw = fixture.rw();
     rw.create("c1", image.chain().last()).unwrap();
     assert_eq!(rw.create("c1", None).unwrap_err().kind(), ErrorKind::Conflict);
-    let path = rw.mount("c1").unwrap();
+    let path = rw.mount("c1", false).unwrap();
     fs::write(path.join("new"), b"12345").unwrap();
     rw.unmount("c1").unwrap();
     let removed = fixture
@@ -105,7 +105,7 @@ fn a_container_keeps_its_layers_and_nothing_else() {
         grace: Duration::ZERO,
     };
     fixture.store.gc(&only_c1).unwrap();
-    assert_eq!(fs::read(rw.mount("c1").unwrap().join("new")).unwrap(), b"12345");
+    assert_eq!(fs::read(rw.mount("c1", false).unwrap().join("new")).unwrap(), b"12345");
     assert_eq!(rw.list().unwrap().len(), 1);
     rw.unmount("c1").unwrap();
     rw.remove("c1").unwrap();
@@ -307,7 +307,7 @@ fn after_a_change_of_driver_images_are_unpacked_from_their_blobs() {
     assert_eq!(fixture.store.check(true).unwrap(), Vec::<String>::new());
     let rw = fixture.rw();
     rw.create("c1", image.chain().last()).unwrap();
-    assert_eq!(fs::read(rw.mount("c1").unwrap().join("a")).unwrap(), b"a");
+    assert_eq!(fs::read(rw.mount("c1", false).unwrap().join("a")).unwrap(), b"a");
     rw.unmount("c1").unwrap();
     assert_eq!(
         fixture.store.ensure_layers(&loaded).unwrap(),

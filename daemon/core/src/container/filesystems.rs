@@ -60,9 +60,9 @@ impl RootFilesystems for StoredFilesystems {
         .await
     }
 
-    async fn mount(&self, id: &str) -> Result<PathBuf> {
+    async fn mount(&self, id: &str, disposable: bool) -> Result<PathBuf> {
         let id = id.to_owned();
-        self.blocking(move |this| this.layers.mount(&id)).await
+        self.blocking(move |this| this.layers.mount(&id, disposable)).await
     }
 
     async fn unmount(&self, id: &str) -> Result<()> {

@@ -27,7 +27,7 @@ pub(super) async fn launch(
     let id = record.id.as_str();
     let request = sandbox_request(record).map_err(failure)?;
     let (rootfs, sandbox) =
-        tokio::join!(shared.filesystems.mount(id), shared.networks.connect(&request));
+        tokio::join!(shared.filesystems.mount(id, record.host_config.auto_remove), shared.networks.connect(&request));
     let started = match (rootfs, sandbox) {
         (Ok(rootfs), Ok(sandbox)) => {
             start_task(shared, record, waiting, state, rootfs, &sandbox).await.map(|pid| (pid, sandbox))

@@ -32,8 +32,9 @@ pub trait RootFilesystems: Send + Sync + 'static {
     /// Makes the writable layer of container `id` on top of layer `top` (a chain id; `None` is empty).
     async fn create(&self, id: &str, top: Option<&str>) -> Result<()>;
 
-    /// Mounts it and returns the path of its root. Mounting twice is not an error.
-    async fn mount(&self, id: &str) -> Result<PathBuf>;
+    /// Mounts it and returns the path of its root. A `disposable` one is removed after this use: nothing of it needs to
+    /// reach the disk (overlayfs syncs a whole file system on unmount otherwise, which costs tens of milliseconds).
+    async fn mount(&self, id: &str, disposable: bool) -> Result<PathBuf>;
 
     /// Unmounts it. Unmounting what is not mounted is not an error.
     async fn unmount(&self, id: &str) -> Result<()>;

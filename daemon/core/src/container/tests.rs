@@ -95,7 +95,7 @@ impl RootFilesystems for World {
         self.layers.lock().unwrap().insert(id.to_owned());
         Ok(())
     }
-    async fn mount(&self, id: &str) -> Result<PathBuf> {
+    async fn mount(&self, id: &str, _disposable: bool) -> Result<PathBuf> {
         self.mounted.lock().unwrap().insert(id.to_owned());
         Ok(PathBuf::from("/rootfs"))
     }
