@@ -85,7 +85,7 @@ impl RootFilesystems for World {
     async fn create(&self, _: &str, _: Option<&str>) -> Result<()> {
         Ok(())
     }
-    async fn mount(&self, _: &str) -> Result<PathBuf> {
+    async fn mount(&self, _: &str, _: bool) -> Result<PathBuf> {
         Ok("/rootfs".into())
     }
     async fn unmount(&self, _: &str) -> Result<()> {
