@@ -47,7 +47,10 @@ impl Connection {
     }
 
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { stream, received: BytesMut::new() }
+        Self {
+            stream,
+            received: BytesMut::new(),
+        }
     }
 
     /// Asks and waits for the answer.
@@ -55,13 +58,21 @@ impl Connection {
     /// # Errors
     /// `UnexpectedEof` when the shim ended instead of answering.
     pub(crate) async fn call(&mut self, request: Request) -> io::Result<Response> {
-        let frame = protocol::encode(FrameType::Request, &Envelope { version: VERSION, request });
+        let frame = protocol::encode(
+            FrameType::Request,
+            &Envelope {
+                version: VERSION,
+                request,
+            },
+        );
         self.stream.write_all(&frame).await?;
         loop {
             let frame = protocol::parse_frame(&self.received).map_err(io::Error::other)?;
             if let Some((kind, payload)) = frame {
                 let length = payload.len();
-                let response = (kind == FrameType::Response).then(|| serde_json::from_slice(payload)).transpose()?;
+                let response = (kind == FrameType::Response)
+                    .then(|| serde_json::from_slice(payload))
+                    .transpose()?;
                 self.received.advance(HEADER + length);
                 if let Some(response) = response {
                     return Ok(response);
@@ -77,7 +88,9 @@ impl Connection {
         let (read, write) = self.stream.into_split();
         let (sender, output) = mpsc::channel(OUTPUT_QUEUE);
         tokio::spawn(forward(read, self.received, sender));
-        let input = streams.stdin.then(|| Box::new(Input::new(write)) as Box<dyn AsyncWrite + Send + Unpin>);
+        let input = streams
+            .stdin
+            .then(|| Box::new(Input::new(write)) as Box<dyn AsyncWrite + Send + Unpin>);
         TaskIo { output, input }
     }
 }
@@ -129,7 +142,11 @@ struct Input {
 
 impl Input {
     fn new(socket: OwnedWriteHalf) -> Self {
-        Self { socket, frame: BytesMut::new(), ended: false }
+        Self {
+            socket,
+            frame: BytesMut::new(),
+            ended: false,
+        }
     }
 
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -142,14 +159,19 @@ impl Input {
 }
 
 impl AsyncWrite for Input {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         // The previous frame must be out before bytes of a new one are accepted: that is the back-pressure.
         ready!(self.poll_send(context))?;
         let bytes = &bytes[..bytes.len().min(MAX_DATA)];
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        self.frame.extend_from_slice(&protocol::header(FrameType::Stdin, bytes.len()));
+        self.frame
+            .extend_from_slice(&protocol::header(FrameType::Stdin, bytes.len()));
         self.frame.extend_from_slice(bytes);
         // Accepted in any case; what the socket does not take now goes out with the next write, flush or shutdown.
         match self.poll_send(context) {
@@ -165,7 +187,8 @@ impl AsyncWrite for Input {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.ended {
             self.ended = true;
-            self.frame.extend_from_slice(&protocol::header(FrameType::StdinEnd, 0));
+            self.frame
+                .extend_from_slice(&protocol::header(FrameType::StdinEnd, 0));
         }
         self.poll_send(context)
     }

@@ -32,17 +32,25 @@ pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
 /// # Errors
 /// When the program cannot be started.
 pub(crate) fn spawn(command: &[OsString], folder: &Path) -> io::Result<(Child, Connection)> {
-    let (program, arguments) =
-        command.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no shim command"))?;
+    let (program, arguments) = command
+        .split_first()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no shim command"))?;
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(paths::SHIM_LOG))?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(folder.join(paths::SHIM_LOG))?;
     let child = Command::new(program)
         .arg0("skiffd-shim")
         .args(arguments)
         .arg(folder)
         // It reads nothing from the environment, and it outlives whatever the daemon was told there.
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())

@@ -7,16 +7,20 @@
 //! container depends on its shim only, not on the daemon; what the daemon needs after a restart is on disk or in the shim.
 
 mod client;
+mod init;
 mod launch;
 mod live;
 mod logs;
 mod paths;
+mod protect;
 mod protocol;
 mod runtime;
 mod seccomp;
 mod shim;
 mod spec;
 
+pub use init::init_main;
 pub use live::live_shims;
+pub use protect::protected_program;
 pub use runtime::{RuntimeConfig, ShimRuntime};
 pub use shim::shim_main;

@@ -29,8 +29,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         assert!(live_shims(root.path()).is_empty());
         let me = ProcessIdentity::current().unwrap();
-        let dead = ProcessIdentity { start_time: me.start_time + 1, ..me.clone() };
-        for (id, text) in [("a", me.to_string()), ("b", dead.to_string()), ("c", "nonsense".to_owned())] {
+        let dead = ProcessIdentity {
+            start_time: me.start_time + 1,
+            ..me.clone()
+        };
+        for (id, text) in [
+            ("a", me.to_string()),
+            ("b", dead.to_string()),
+            ("c", "nonsense".to_owned()),
+        ] {
             let folder = paths::containers(root.path()).join(id);
             std::fs::create_dir_all(&folder).unwrap();
             std::fs::write(folder.join(paths::SHIM_PID), text).unwrap();

@@ -87,7 +87,11 @@ pub(crate) fn parse_header(bytes: &[u8]) -> Result<Option<(FrameType, usize)>, F
     };
     let kind = FrameType::from_byte(kind).ok_or(FrameError::UnknownType(kind))?;
     let (length, limit) = (u32::from_le_bytes([a, b, c, d]) as usize, kind.limit());
-    if length > limit { Err(FrameError::TooLong { length, limit }) } else { Ok(Some((kind, length))) }
+    if length > limit {
+        Err(FrameError::TooLong { length, limit })
+    } else {
+        Ok(Some((kind, length)))
+    }
 }
 
 /// Like [`parse_header`], but only when the whole frame is there.
@@ -172,7 +176,11 @@ pub(crate) enum FailureKind {
 
 impl Failure {
     pub(crate) fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), exit_code: 128 }
+        Self {
+            kind,
+            message: message.into(),
+            exit_code: 128,
+        }
     }
 
     pub(crate) fn system(message: impl Into<String>) -> Self {
@@ -217,7 +225,13 @@ mod tests {
 
     #[test]
     fn a_frame_survives_the_trip_and_a_partial_one_waits() {
-        let frame = encode(FrameType::Request, &Envelope { version: VERSION, request: Request::Signal(15) });
+        let frame = encode(
+            FrameType::Request,
+            &Envelope {
+                version: VERSION,
+                request: Request::Signal(15),
+            },
+        );
         for cut in 0..frame.len() {
             assert_eq!(parse_frame(&frame[..cut]), Ok(None), "cut at {cut}");
         }

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use rustix::process::{Signal, pidfd_send_signal};
 use skiff_core::runtime::{
-    Adopted, AttachStreams, LaunchFailure, LaunchSpec, LogEntry, LogRequest, Runtime, TaskExit, TaskIo, TaskPid, TerminalSize,
+    Adopted, AttachStreams, LaunchFailure, LaunchSpec, LogEntry, LogRequest, Runtime, TaskExit, TaskIo,
+    TaskPid, TerminalSize,
 };
 use skiff_core::{Error, Result};
 use skiff_sys::identity::ProcessIdentity;
@@ -66,7 +67,9 @@ impl ShimRuntime {
 
     /// The program of a runtime; `None` for the embedded one.
     fn resolve(&self, name: Option<&str>) -> Result<Option<PathBuf>> {
-        let name = name.filter(|name| !name.is_empty()).unwrap_or(&self.config.default_runtime);
+        let name = name
+            .filter(|name| !name.is_empty())
+            .unwrap_or(&self.config.default_runtime);
         match self.config.runtimes.get(name) {
             Some(path) => Ok(Some(path.clone())),
             None if matches!(name, EMBEDDED | "runc" | "io.containerd.runc.v2") => Ok(None),
@@ -90,13 +93,17 @@ impl ShimRuntime {
     }
 
     async fn connect(&self, id: &str) -> Result<Connection> {
-        Connection::open(&self.folder(id)?).await.map_err(|error| gone(id, error))
+        Connection::open(&self.folder(id)?)
+            .await
+            .map_err(|error| gone(id, error))
     }
 
     async fn try_create(&self, spec: &LaunchSpec) -> Result<TaskPid, LaunchFailure> {
         let runtime = self.resolve(spec.runtime.as_deref()).map_err(launch_failure)?;
         let folder = self.folder(&spec.id).map_err(launch_failure)?;
-        self.make_folder(&spec.id, &folder).await.map_err(launch_failure)?;
+        self.make_folder(&spec.id, &folder)
+            .await
+            .map_err(launch_failure)?;
         let request = CreateRequest {
             launch: spec.clone(),
             runtime,
@@ -108,8 +115,13 @@ impl ShimRuntime {
         let (mut child, mut connection) = match started {
             Ok(started) => started,
             Err(error) => {
-                paths::note("removing a container's run-time folder", paths::remove_folder(&folder));
-                return Err(launch_failure(Error::system("starting the container's shim").caused_by(error)));
+                paths::note(
+                    "removing a container's run-time folder",
+                    paths::remove_folder(&folder),
+                );
+                return Err(launch_failure(
+                    Error::system("starting the container's shim").caused_by(error),
+                ));
             }
         };
         let answer = connection.call(Request::Create(Box::new(request))).await;
@@ -123,23 +135,37 @@ impl ShimRuntime {
         let failure = match answer {
             Ok(Response::Failed(failure)) => {
                 let exit_code = failure.exit_code;
-                LaunchFailure { error: failure.into(), exit_code }
+                LaunchFailure {
+                    error: failure.into(),
+                    exit_code,
+                }
             }
-            Ok(other) => launch_failure(Error::system(format!("unexpected answer of the container's shim: {other:?}"))),
+            Ok(other) => launch_failure(Error::system(format!(
+                "unexpected answer of the container's shim: {other:?}"
+            ))),
             Err(error) => {
                 let said = std::fs::read_to_string(folder.join(paths::SHIM_LOG)).unwrap_or_default();
-                let text = format!("the container's shim ended ({}): {}", describe(status), said.trim());
+                let text = format!(
+                    "the container's shim ended ({}): {}",
+                    describe(status),
+                    said.trim()
+                );
                 launch_failure(Error::system(text).caused_by(error))
             }
         };
         end_leftover(&folder).await;
-        paths::note("removing a container's run-time folder", paths::remove_folder(&folder));
+        paths::note(
+            "removing a container's run-time folder",
+            paths::remove_folder(&folder),
+        );
         Err(failure)
     }
 
     /// Makes the folder, after what an earlier task of that name left behind is gone.
     async fn make_folder(&self, id: &str, folder: &Path) -> Result<()> {
-        let failed = |error: io::Error| Error::system(format!("run-time folder {}", folder.display())).caused_by(error);
+        let failed = |error: io::Error| {
+            Error::system(format!("run-time folder {}", folder.display())).caused_by(error)
+        };
         match launch::make_folder(folder) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -167,7 +193,10 @@ impl Runtime for ShimRuntime {
         match connection.call(Request::Start).await {
             Ok(Response::Failed(failure)) => {
                 let exit_code = failure.exit_code;
-                Err(LaunchFailure { error: failure.into(), exit_code })
+                Err(LaunchFailure {
+                    error: failure.into(),
+                    exit_code,
+                })
             }
             Ok(_) => Ok(()),
             Err(error) => Err(launch_failure(gone(id, error))),
@@ -176,10 +205,15 @@ impl Runtime for ShimRuntime {
 
     async fn attach(&self, id: &str, streams: AttachStreams) -> Result<TaskIo> {
         let mut connection = self.connect(id).await?;
-        let response = connection.call(Request::Attach(streams)).await.map_err(|error| gone(id, error))?;
+        let response = connection
+            .call(Request::Attach(streams))
+            .await
+            .map_err(|error| gone(id, error))?;
         match into_result(response)? {
             Response::Attached { stdin } => Ok(connection.into_streams(AttachStreams { stdin, ..streams })),
-            other => Err(Error::system(format!("unexpected answer of the container's shim: {other:?}"))),
+            other => Err(Error::system(format!(
+                "unexpected answer of the container's shim: {other:?}"
+            ))),
         }
     }
 
@@ -200,7 +234,9 @@ impl Runtime for ShimRuntime {
         match answer {
             Ok(response) => match into_result(response)? {
                 Response::Exited(exit) => Ok(exit),
-                other => Err(Error::system(format!("unexpected answer of the container's shim: {other:?}"))),
+                other => Err(Error::system(format!(
+                    "unexpected answer of the container's shim: {other:?}"
+                ))),
             },
             Err(_) if paths::read_exit(&folder).is_some() => {
                 paths::read_exit(&folder).ok_or_else(|| Error::not_found(format!("no task {id}")))
@@ -210,7 +246,11 @@ impl Runtime for ShimRuntime {
                 // The shim was killed. Its container dies with it; make sure, and say how it ended.
                 tracing::warn!(container = id, %error, "the container's shim is gone");
                 end_leftover(&folder).await;
-                let exit = TaskExit { code: 137, finished_at: Timestamp::now(), oom_killed: false };
+                let exit = TaskExit {
+                    code: 137,
+                    finished_at: Timestamp::now(),
+                    oom_killed: false,
+                };
                 let json = serde_json::to_vec(&exit).unwrap_or_default();
                 paths::note("writing exit.json", paths::replace(&folder, paths::EXIT, &json));
                 Ok(exit)
@@ -240,7 +280,8 @@ impl Runtime for ShimRuntime {
             wait_for_end(pidfd).await;
         }
         end_leftover(&folder).await;
-        paths::remove_folder(&folder).map_err(|error| Error::system(format!("removing {}", folder.display())).caused_by(error))?;
+        paths::remove_folder(&folder)
+            .map_err(|error| Error::system(format!("removing {}", folder.display())).caused_by(error))?;
         result
     }
 
@@ -264,7 +305,10 @@ impl Runtime for ShimRuntime {
             return Ok(Adopted::Exited(exit));
         }
         end_leftover(&folder).await;
-        paths::note("removing a container's run-time folder", paths::remove_folder(&folder));
+        paths::note(
+            "removing a container's run-time folder",
+            paths::remove_folder(&folder),
+        );
         Ok(Adopted::Gone)
     }
 
@@ -277,7 +321,12 @@ impl Runtime for ShimRuntime {
         if !self.config.runtimes.contains_key("runc") {
             all.push(("runc".to_owned(), String::new()));
         }
-        all.extend(self.config.runtimes.iter().map(|(name, path)| (name.clone(), path.display().to_string())));
+        all.extend(
+            self.config
+                .runtimes
+                .iter()
+                .map(|(name, path)| (name.clone(), path.display().to_string())),
+        );
         all
     }
 
@@ -287,15 +336,19 @@ impl Runtime for ShimRuntime {
 }
 
 fn launch_failure(error: Error) -> LaunchFailure {
-    LaunchFailure { error, exit_code: 128 }
+    LaunchFailure {
+        error,
+        exit_code: 128,
+    }
 }
 
 /// There is no shim to talk to.
 fn gone(id: &str, error: io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-            Error::not_found(format!("container {id} has no running task"))
-        }
+        io::ErrorKind::NotFound
+        | io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::ConnectionReset => Error::not_found(format!("container {id} has no running task")),
         _ => Error::system(format!("talking to the shim of container {id}")).caused_by(error),
     }
 }
@@ -313,7 +366,9 @@ fn describe(status: io::Result<std::process::ExitStatus>) -> String {
 
 /// Kills the container's first process if it is still the one that was recorded, and waits for its end.
 async fn end_leftover(folder: &Path) {
-    let Some(task) = paths::read_identity(&folder.join(paths::TASK_PID)) else { return };
+    let Some(task) = paths::read_identity(&folder.join(paths::TASK_PID)) else {
+        return;
+    };
     end(&task).await;
 }
 

@@ -60,7 +60,9 @@ impl Cursor {
         self.endless = endless;
         let mut left = tail;
         for number in 0.. {
-            let Some(file) = open_existing(&self.name(number))? else { break };
+            let Some(file) = open_existing(&self.name(number))? else {
+                break;
+            };
             let size = file.metadata()?.len();
             if number == 0 {
                 self.stop = size;
@@ -78,7 +80,11 @@ impl Cursor {
     }
 
     fn name(&self, number: u32) -> PathBuf {
-        if number == 0 { self.path.clone() } else { rotated(&self.path, number) }
+        if number == 0 {
+            self.path.clone()
+        } else {
+            rotated(&self.path, number)
+        }
     }
 
     /// The next entries; none at the end (for now, if endless).
@@ -95,7 +101,11 @@ impl Cursor {
                 }
                 break;
             };
-            let limit = if last && !self.endless { self.stop.saturating_sub(*offset) } else { u64::MAX };
+            let limit = if last && !self.endless {
+                self.stop.saturating_sub(*offset)
+            } else {
+                u64::MAX
+            };
             let limit = usize::try_from(limit).unwrap_or(BLOCK).min(BLOCK);
             let count = file.read_at(&mut self.block[..limit], *offset)?;
             *offset += count as u64;
@@ -136,7 +146,9 @@ impl Cursor {
 
     /// At the end of the last file: was it rotated away or emptied? Whether there may be more to read.
     fn move_on(&mut self) -> io::Result<bool> {
-        let Some((file, offset)) = self.files.front_mut() else { return Ok(false) };
+        let Some((file, offset)) = self.files.front_mut() else {
+            return Ok(false);
+        };
         let meta = file.metadata()?;
         if meta.len() < *offset {
             *offset = 0;
@@ -162,7 +174,9 @@ impl Cursor {
     fn open_successors(&mut self, after: Option<(u64, u64)>) -> io::Result<bool> {
         let mut found = Vec::new();
         for number in 0.. {
-            let Some(file) = open_existing(&self.name(number))? else { break };
+            let Some(file) = open_existing(&self.name(number))? else {
+                break;
+            };
             let meta = file.metadata()?;
             if after == Some((meta.dev(), meta.ino())) {
                 break;

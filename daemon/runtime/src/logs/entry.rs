@@ -43,13 +43,25 @@ impl Parser {
             _ => return None,
         };
         let time = rest.strip_prefix(b"\",\"time\":\"")?.strip_suffix(b"\"}")?;
-        Some(LogEntry { stream, time: self.time(time)?, line: text })
+        Some(LogEntry {
+            stream,
+            time: self.time(time)?,
+            line: text,
+        })
     }
 
     fn parse_any(&mut self, line: &[u8]) -> Option<LogEntry> {
         let line: Line = serde_json::from_slice(line).ok()?;
-        let stream = if line.stream == "stderr" { StdStream::Stderr } else { StdStream::Stdout };
-        Some(LogEntry { stream, time: self.time(line.time.as_bytes())?, line: Bytes::from(line.log) })
+        let stream = if line.stream == "stderr" {
+            StdStream::Stderr
+        } else {
+            StdStream::Stdout
+        };
+        Some(LogEntry {
+            stream,
+            time: self.time(line.time.as_bytes())?,
+            line: Bytes::from(line.log),
+        })
     }
 
     /// Appends the inside of a JSON string to the arena, up to its closing quote; gives the quote's position.
@@ -57,7 +69,9 @@ impl Parser {
         self.arena.clear();
         let (mut start, mut at) = (0, 0);
         loop {
-            at += text[at..].iter().position(|&byte| byte == b'"' || byte == b'\\')?;
+            at += text[at..]
+                .iter()
+                .position(|&byte| byte == b'"' || byte == b'\\')?;
             self.arena.extend_from_slice(&text[start..at]);
             if text[at] == b'"' {
                 return Some(at);
@@ -76,7 +90,8 @@ impl Parser {
                 &byte @ (b'"' | b'\\' | b'/') => (char::from(byte), 2),
                 _ => return None,
             };
-            self.arena.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+            self.arena
+                .extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
             at += length;
             start = at;
         }
@@ -102,10 +117,16 @@ mod tests {
 
     #[test]
     fn our_form_and_others() {
-        let own = parse(r#"{"log":"a \"q\" \\ \u001b[0m\n","stream":"stderr","time":"2026-11-21T23:39:51.5Z"}"#).unwrap();
-        assert_eq!((own.stream, &own.line[..]), (StdStream::Stderr, "a \"q\" \\ \u{1b}[0m\n".as_bytes()));
+        let own =
+            parse(r#"{"log":"a \"q\" \\ \u001b[0m\n","stream":"stderr","time":"2026-11-21T23:39:51.5Z"}"#)
+                .unwrap();
+        assert_eq!(
+            (own.stream, &own.line[..]),
+            (StdStream::Stderr, "a \"q\" \\ \u{1b}[0m\n".as_bytes())
+        );
         assert_eq!(own.time, "2026-11-21T23:39:51.5Z".parse().unwrap());
-        let other = r#"{"stream":"stdout","log":"x\ud83d\ude00\n","attrs":{"a":"b"},"time":"2026-11-21T23:39:51Z"}"#;
+        let other =
+            r#"{"stream":"stdout","log":"x\ud83d\ude00\n","attrs":{"a":"b"},"time":"2026-11-21T23:39:51Z"}"#;
         assert_eq!(&parse(other).unwrap().line[..], "x\u{1f600}\n".as_bytes());
         let pair = r#"{"log":"\ud83d\ude00","stream":"stdout","time":"2026-11-21T23:39:51Z"}"#;
         assert_eq!(&parse(pair).unwrap().line[..], "\u{1f600}".as_bytes());
@@ -113,7 +134,13 @@ mod tests {
 
     #[test]
     fn what_is_no_entry_is_passed_over() {
-        for line in ["", "x", "{\"log\":\"", "{\"log\":\"a\"}", r#"{"log":"a","stream":"stdout","time":"yesterday"}"#] {
+        for line in [
+            "",
+            "x",
+            "{\"log\":\"",
+            "{\"log\":\"a\"}",
+            r#"{"log":"a","stream":"stdout","time":"yesterday"}"#,
+        ] {
             assert!(parse(line).is_none(), "{line}");
         }
     }

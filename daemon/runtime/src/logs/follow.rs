@@ -18,16 +18,26 @@ impl Watch {
         let open = || -> rustix::io::Result<OwnedFd> {
             let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
             let folder = path.parent().unwrap_or(Path::new("/"));
-            inotify::add_watch(&fd, folder, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+            inotify::add_watch(
+                &fd,
+                folder,
+                WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO,
+            )?;
             Ok(fd)
         };
         // Not a pipe, but tokio's type for one is its only safe way to wait for a descriptor.
-        Self(open().ok().and_then(|fd| pipe::Receiver::from_owned_fd_unchecked(fd).ok()))
+        Self(
+            open()
+                .ok()
+                .and_then(|fd| pipe::Receiver::from_owned_fd_unchecked(fd).ok()),
+        )
     }
 
     /// Waits until something has happened since the last call; may return for no reason.
     pub(super) async fn changed(&self) {
-        let Some(events) = &self.0 else { return tokio::time::sleep(POLL).await };
+        let Some(events) = &self.0 else {
+            return tokio::time::sleep(POLL).await;
+        };
         if events.readable().await.is_err() {
             return tokio::time::sleep(POLL).await;
         }

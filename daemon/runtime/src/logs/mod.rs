@@ -28,14 +28,21 @@ const QUEUE: usize = 256;
 /// Docker's text when nothing was kept; later errors come through the channel.
 pub(crate) fn read(request: LogRequest) -> Result<mpsc::Receiver<Result<LogEntry>>> {
     let LogTarget::JsonFile { path, .. } = request.target.clone() else {
-        return Err(Error::not_implemented("configured logging driver does not support reading"));
+        return Err(Error::not_implemented(
+            "configured logging driver does not support reading",
+        ));
     };
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
-        let reading = Reading { request, sender: sender.clone() };
+        let reading = Reading {
+            request,
+            sender: sender.clone(),
+        };
         let cursor = Cursor::new(path);
         if let Err(error) = reading.run(cursor).await {
-            let _ = sender.send(Err(Error::system("reading the container's log").caused_by(error))).await;
+            let _ = sender
+                .send(Err(Error::system("reading the container's log").caused_by(error)))
+                .await;
         }
     });
     Ok(receiver)
@@ -63,14 +70,17 @@ impl Reading {
         let mut last_round = false;
         loop {
             let entries;
-            (cursor, entries) = blocking(move || cursor.next_batch().map(|entries| (cursor, entries))).await?;
+            (cursor, entries) =
+                blocking(move || cursor.next_batch().map(|entries| (cursor, entries))).await?;
             if !entries.is_empty() {
                 if self.pass_on(entries).await == Flow::Enough {
                     return Ok(());
                 }
                 continue;
             }
-            let (Some(token), Some(watch)) = (&follow, &watch) else { return Ok(()) };
+            let (Some(token), Some(watch)) = (&follow, &watch) else {
+                return Ok(());
+            };
             if last_round {
                 return Ok(());
             }
@@ -115,8 +125,12 @@ async fn until(moment: Option<Timestamp>) {
 }
 
 /// Runs file system work off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(std::io::Error::other)?
 }
 
 #[cfg(test)]

@@ -37,7 +37,14 @@ impl LogWriter {
     /// # Errors
     /// Those of the file system.
     pub(crate) fn open(target: &LogTarget) -> io::Result<Option<Self>> {
-        let LogTarget::JsonFile { path, max_size, max_files } = target else { return Ok(None) };
+        let LogTarget::JsonFile {
+            path,
+            max_size,
+            max_files,
+        } = target
+        else {
+            return Ok(None);
+        };
         let (file, size) = open_file(path)?;
         Ok(Some(Self {
             path: path.clone(),
@@ -58,12 +65,20 @@ impl LogWriter {
         let mut rest = bytes;
         if !partial.is_empty() {
             let room = MAX_ENTRY - partial.len();
-            let newline = rest.iter().take(room).position(|&byte| byte == b'\n').map(|at| at + 1);
+            let newline = rest
+                .iter()
+                .take(room)
+                .position(|&byte| byte == b'\n')
+                .map(|at| at + 1);
             let taken = newline.unwrap_or(room.min(rest.len()));
             partial.extend_from_slice(&rest[..taken]);
             rest = &rest[taken..];
             if newline.is_some() || partial.len() >= MAX_ENTRY {
-                let end = if newline.is_some() { partial.len() } else { character_boundary(&partial) };
+                let end = if newline.is_some() {
+                    partial.len()
+                } else {
+                    character_boundary(&partial)
+                };
                 self.entry(&partial[..end], &mut tail);
                 partial.drain(..end);
             }
@@ -75,12 +90,19 @@ impl LogWriter {
                 _ if window.len() == MAX_ENTRY && partial.is_empty() => character_boundary(window),
                 _ => {
                     // Too short to be an entry of its own, or behind the cut-off end of a long line.
-                    let taken = window.iter().position(|&byte| byte == b'\n').map_or(window.len(), |at| at + 1);
+                    let taken = window
+                        .iter()
+                        .position(|&byte| byte == b'\n')
+                        .map_or(window.len(), |at| at + 1);
                     let taken = taken.min(MAX_ENTRY - partial.len());
                     partial.extend_from_slice(&rest[..taken]);
                     rest = &rest[taken..];
                     if partial.ends_with(b"\n") || partial.len() >= MAX_ENTRY {
-                        let end = if partial.ends_with(b"\n") { partial.len() } else { character_boundary(&partial) };
+                        let end = if partial.ends_with(b"\n") {
+                            partial.len()
+                        } else {
+                            character_boundary(&partial)
+                        };
                         self.entry(&partial[..end], &mut tail);
                         partial.drain(..end);
                     }
@@ -109,7 +131,10 @@ impl LogWriter {
     }
 
     fn entry(&mut self, bytes: &[u8], tail: &mut Tail) {
-        if self.max_size.is_some_and(|limit| self.size + self.buffer.len() as u64 >= limit) {
+        if self
+            .max_size
+            .is_some_and(|limit| self.size + self.buffer.len() as u64 >= limit)
+        {
             self.flush();
             // When it cannot be rotated the log goes on in the same file: a large log is better than none.
             if self.rotate().is_err() {
@@ -136,7 +161,10 @@ impl LogWriter {
             self.file.set_len(0)?;
         } else {
             for number in (1..self.max_files - 1).rev() {
-                ignore_missing(std::fs::rename(rotated(&self.path, number), rotated(&self.path, number + 1)))?;
+                ignore_missing(std::fs::rename(
+                    rotated(&self.path, number),
+                    rotated(&self.path, number + 1),
+                ))?;
             }
             ignore_missing(std::fs::rename(&self.path, rotated(&self.path, 1)))?;
         }
@@ -153,7 +181,11 @@ pub(crate) fn rotated(path: &Path, number: u32) -> PathBuf {
 }
 
 fn open_file(path: &Path) -> io::Result<(File, u64)> {
-    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(path)?;
     let size = file.metadata()?.len();
     Ok((file, size))
 }
@@ -176,9 +208,15 @@ struct Tail {
 
 impl Tail {
     fn new(stream: StdStream, time: Timestamp) -> Self {
-        let name = if stream == StdStream::Stdout { "stdout" } else { "stderr" };
+        let name = if stream == StdStream::Stdout {
+            "stdout"
+        } else {
+            "stderr"
+        };
         // jiff prints RFC 3339 with as many decimals as are needed, as Go's RFC3339Nano does.
-        Self { text: format!("\",\"stream\":\"{name}\",\"time\":\"{time}\"}}\n") }
+        Self {
+            text: format!("\",\"stream\":\"{name}\",\"time\":\"{time}\"}}\n"),
+        }
     }
 }
 
@@ -188,8 +226,18 @@ fn character_boundary(bytes: &[u8]) -> usize {
     match cut {
         Some(back) => {
             let lead = bytes[bytes.len() - back];
-            let length = if lead >= 0xf0 { 4 } else if lead >= 0xe0 { 3 } else { 2 };
-            if length > back { bytes.len() - back } else { bytes.len() }
+            let length = if lead >= 0xf0 {
+                4
+            } else if lead >= 0xe0 {
+                3
+            } else {
+                2
+            };
+            if length > back {
+                bytes.len() - back
+            } else {
+                bytes.len()
+            }
         }
         None => bytes.len(),
     }

@@ -6,7 +6,11 @@ use serde_json::Value;
 use super::*;
 
 fn target(path: &Path, max_size: Option<u64>, max_files: u32) -> LogTarget {
-    LogTarget::JsonFile { path: path.to_owned(), max_size, max_files }
+    LogTarget::JsonFile {
+        path: path.to_owned(),
+        max_size,
+        max_files,
+    }
 }
 
 /// The `log` members of all entries, and their streams.
@@ -16,7 +20,10 @@ fn read(path: &Path) -> Vec<(String, String)> {
         .map(|line| {
             let entry: Value = serde_json::from_str(line).unwrap();
             entry["time"].as_str().unwrap().parse::<Timestamp>().unwrap();
-            (entry["log"].as_str().unwrap().to_owned(), entry["stream"].as_str().unwrap().to_owned())
+            (
+                entry["log"].as_str().unwrap().to_owned(),
+                entry["stream"].as_str().unwrap().to_owned(),
+            )
         })
         .collect()
 }
@@ -34,7 +41,10 @@ fn log(pieces: &[&[u8]]) -> Vec<String> {
 
 #[test]
 fn lines_are_entries_whatever_the_reads() {
-    assert_eq!(log(&[b"one\ntwo\nthr", b"ee\n", b"end"]), ["one\n", "two\n", "three\n", "end"]);
+    assert_eq!(
+        log(&[b"one\ntwo\nthr", b"ee\n", b"end"]),
+        ["one\n", "two\n", "three\n", "end"]
+    );
     assert_eq!(log(&[b"\n\n"]), ["\n", "\n"]);
     assert_eq!(log(&[b"a\"b\\c\td\x01\r\n"]), ["a\"b\\c\td\u{1}\r\n"]);
     assert_eq!(log(&[b"\xff\xfeok\n"]), ["\u{fffd}\u{fffd}ok\n"]);
@@ -54,8 +64,15 @@ fn long_lines_are_cut_at_16_kib_between_characters() {
     let entries = log(&[line.as_bytes()]);
     assert_eq!(entries.concat(), line);
     assert_eq!(entries.len(), 3);
-    assert!(entries.iter().all(|entry| entry.len() <= MAX_ENTRY && !entry.contains('\u{fffd}')));
-    assert_eq!(log(&[&vec![b'x'; MAX_ENTRY], b"\n"]), ["x".repeat(MAX_ENTRY), "\n".to_owned()]);
+    assert!(
+        entries
+            .iter()
+            .all(|entry| entry.len() <= MAX_ENTRY && !entry.contains('\u{fffd}'))
+    );
+    assert_eq!(
+        log(&[&vec![b'x'; MAX_ENTRY], b"\n"]),
+        ["x".repeat(MAX_ENTRY), "\n".to_owned()]
+    );
 }
 
 #[test]

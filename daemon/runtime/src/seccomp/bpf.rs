@@ -91,14 +91,21 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Vec<BpfInstruction>, Sec
     }
     program.push(op::RETURN, RET_KILL_PROCESS);
     if program.0.len() > 4096 {
-        return Err(SeccompError::Unsupported(format!("a filter of {} instructions", program.0.len())));
+        return Err(SeccompError::Unsupported(format!(
+            "a filter of {} instructions",
+            program.0.len()
+        )));
     }
     Ok(program.0)
 }
 
 /// The audit tokens of the profile's architectures, each with the system-call tables that apply under it.
 fn architectures(profile: &LinuxSeccomp) -> Result<Vec<(u32, Vec<Abi>)>, SeccompError> {
-    const NATIVE: Arch = if cfg!(target_arch = "x86_64") { Arch::ScmpArchX86_64 } else { Arch::ScmpArchAarch64 };
+    const NATIVE: Arch = if cfg!(target_arch = "x86_64") {
+        Arch::ScmpArchX86_64
+    } else {
+        Arch::ScmpArchAarch64
+    };
     let mut named = vec![NATIVE];
     named.extend(profile.architectures().iter().flatten().copied());
     let mut found: Vec<(u32, Vec<Abi>)> = Vec::new();
@@ -120,7 +127,9 @@ fn architectures(profile: &LinuxSeccomp) -> Result<Vec<(u32, Vec<Abi>)>, Seccomp
         }
     }
     if cfg!(not(any(target_arch = "x86_64", target_arch = "aarch64"))) {
-        return Err(SeccompError::Unsupported("system-call tables for this architecture".to_owned()));
+        return Err(SeccompError::Unsupported(
+            "system-call tables for this architecture".to_owned(),
+        ));
     }
     Ok(found)
 }
@@ -135,25 +144,55 @@ fn ranges(profile: &LinuxSeccomp, abis: &[Abi], default: u32) -> Result<Vec<Rang
                 let entry = match numbered.binary_search_by_key(&nr, |(nr, _)| *nr) {
                     Ok(at) => &mut numbered[at].1,
                     Err(at) => {
-                        numbered.insert(at, (nr, Verdict { cases: Vec::new(), otherwise: default }));
+                        numbered.insert(
+                            at,
+                            (
+                                nr,
+                                Verdict {
+                                    cases: Vec::new(),
+                                    otherwise: default,
+                                },
+                            ),
+                        );
                         &mut numbered[at].1
                     }
                 };
-                add_rule(entry, name, verdict, rule.args().as_deref().unwrap_or_default(), default)?;
+                add_rule(
+                    entry,
+                    name,
+                    verdict,
+                    rule.args().as_deref().unwrap_or_default(),
+                    default,
+                )?;
             }
         }
     }
-    let plain = |verdict| Verdict { cases: Vec::new(), otherwise: verdict };
+    let plain = |verdict| Verdict {
+        cases: Vec::new(),
+        otherwise: verdict,
+    };
     // The numbers above this one are younger than the profile; the private calls of arm do not count.
     let youngest = |below: u32, from: u32| {
-        numbered.iter().map(|(nr, _)| *nr).filter(|nr| (from..below).contains(nr)).max().map_or(from, |nr| nr + 1)
+        numbered
+            .iter()
+            .map(|(nr, _)| *nr)
+            .filter(|nr| (from..below).contains(nr))
+            .max()
+            .map_or(from, |nr| nr + 1)
     };
-    let unknown = if default == RET_ERRNO | EPERM { RET_ERRNO | ENOSYS } else { default };
+    let unknown = if default == RET_ERRNO | EPERM {
+        RET_ERRNO | ENOSYS
+    } else {
+        default
+    };
     let mut bounds = vec![(youngest(0x1000, 0), unknown)];
     if abis.contains(&Abi::X32) {
         bounds.extend([(X32_BIT, default), (youngest(X32_BIT + 0x1000, X32_BIT), unknown)]);
     }
-    let mut ranges = vec![Range { first: 0, verdict: plain(default) }];
+    let mut ranges = vec![Range {
+        first: 0,
+        verdict: plain(default),
+    }];
     let mut background = default;
     let mut next = numbered.into_iter().peekable();
     let mut bounds = bounds.into_iter().peekable();
@@ -185,7 +224,13 @@ fn push(ranges: &mut Vec<Range>, first: u32, verdict: Verdict) {
     }
 }
 
-fn add_rule(entry: &mut Verdict, name: &str, verdict: u32, args: &[LinuxSeccompArg], default: u32) -> Result<(), SeccompError> {
+fn add_rule(
+    entry: &mut Verdict,
+    name: &str,
+    verdict: u32,
+    args: &[LinuxSeccompArg],
+    default: u32,
+) -> Result<(), SeccompError> {
     if args.is_empty() {
         // The first unconditional rule wins over the default and over later ones.
         if entry.otherwise == default {
@@ -200,16 +245,28 @@ fn add_rule(entry: &mut Verdict, name: &str, verdict: u32, args: &[LinuxSeccompA
             return Err(SeccompError::Invalid(format!("argument index {index} of {name}")));
         }
         let masked = arg.op() == LinuxSeccompOperator::ScmpCmpMaskedEq;
-        let (value, mask) = if masked { (arg.value_two().unwrap_or(0), arg.value()) } else { (arg.value(), u64::MAX) };
+        let (value, mask) = if masked {
+            (arg.value_two().unwrap_or(0), arg.value())
+        } else {
+            (arg.value(), u64::MAX)
+        };
         let narrow = index == 0 && INT_ARGUMENT.contains(&name);
-        checks.push(Check { index, op: arg.op(), value, mask, narrow });
+        checks.push(Check {
+            index,
+            op: arg.op(),
+            value,
+            mask,
+            narrow,
+        });
     }
     // As runc does: several conditions on one argument are alternatives, on different ones they must all hold.
     let mut indexes: Vec<u32> = checks.iter().map(|check| check.index).collect();
     indexes.sort_unstable();
     indexes.dedup();
     if indexes.len() < checks.len() {
-        entry.cases.extend(checks.into_iter().map(|check| (vec![check], verdict)));
+        entry
+            .cases
+            .extend(checks.into_iter().map(|check| (vec![check], verdict)));
     } else {
         entry.cases.push((checks, verdict));
     }
@@ -226,7 +283,9 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Seccomp
         LinuxSeccompAction::ScmpActTrap => RET_TRAP,
         LinuxSeccompAction::ScmpActTrace => RET_TRACE | errno,
         LinuxSeccompAction::ScmpActLog => RET_LOG,
-        LinuxSeccompAction::ScmpActNotify => return Err(SeccompError::Unsupported("SCMP_ACT_NOTIFY".to_owned())),
+        LinuxSeccompAction::ScmpActNotify => {
+            return Err(SeccompError::Unsupported("SCMP_ACT_NOTIFY".to_owned()));
+        }
     })
 }
 
@@ -239,20 +298,35 @@ struct Pending(usize);
 
 impl Program {
     fn push(&mut self, code: u16, k: u32) {
-        self.0.push(BpfInstruction { code, jt: 0, jf: 0, k });
+        self.0.push(BpfInstruction {
+            code,
+            jt: 0,
+            jf: 0,
+            k,
+        });
     }
 
     /// Goes on when the comparison holds, else jumps to where the result is [`Program::land`]ed. Conditional jumps reach
     /// 255 instructions only, hence the unconditional one behind it.
     fn jump_unless(&mut self, code: u16, k: u32) -> Pending {
-        self.0.push(BpfInstruction { code, jt: 1, jf: 0, k });
+        self.0.push(BpfInstruction {
+            code,
+            jt: 1,
+            jf: 0,
+            k,
+        });
         self.push(op::JUMP, 0);
         Pending(self.0.len() - 1)
     }
 
     /// The opposite of [`Program::jump_unless`].
     fn jump_if(&mut self, code: u16, k: u32) -> Pending {
-        self.0.push(BpfInstruction { code, jt: 0, jf: 1, k });
+        self.0.push(BpfInstruction {
+            code,
+            jt: 0,
+            jf: 1,
+            k,
+        });
         self.push(op::JUMP, 0);
         Pending(self.0.len() - 1)
     }
@@ -331,7 +405,11 @@ impl Program {
                     above
                 });
                 load(self, low, u32::MAX);
-                let code = if check.op == Op::ScmpCmpGt { op::JGT } else { op::JGE };
+                let code = if check.op == Op::ScmpCmpGt {
+                    op::JGT
+                } else {
+                    op::JGE
+                };
                 misses.push(self.jump_unless(code, value_low));
                 if let Some(above) = above {
                     self.land(above);
@@ -344,7 +422,11 @@ impl Program {
                     self.jump_unless(op::JEQ, value_high)
                 });
                 load(self, low, u32::MAX);
-                let code = if check.op == Op::ScmpCmpLt { op::JGE } else { op::JGT };
+                let code = if check.op == Op::ScmpCmpLt {
+                    op::JGE
+                } else {
+                    op::JGT
+                };
                 misses.push(self.jump_if(code, value_low));
                 if let Some(below) = below {
                     self.land(below);

@@ -13,7 +13,8 @@ fn run(program: &[BpfInstruction], arch: u32, nr: u32, args: [u64; 6]) -> u32 {
     data.extend_from_slice(&nr.to_le_bytes());
     data.extend_from_slice(&arch.to_le_bytes());
     data.extend_from_slice(&[0; 8]);
-    args.iter().for_each(|arg| data.extend_from_slice(&arg.to_le_bytes()));
+    args.iter()
+        .for_each(|arg| data.extend_from_slice(&arg.to_le_bytes()));
     let (mut pc, mut a) = (0, 0u32);
     loop {
         let BpfInstruction { code, jt, jf, k } = program[pc];
@@ -33,14 +34,22 @@ fn run(program: &[BpfInstruction], arch: u32, nr: u32, args: [u64; 6]) -> u32 {
 }
 
 fn arg(index: usize, op: LinuxSeccompOperator, value: u64, two: u64) -> LinuxSeccompArg {
-    LinuxSeccompArgBuilder::default().index(index).op(op).value(value).value_two(two).build().unwrap()
+    LinuxSeccompArgBuilder::default()
+        .index(index)
+        .op(op)
+        .value(value)
+        .value_two(two)
+        .build()
+        .unwrap()
 }
 
 fn profile(rules: Vec<(&str, LinuxSeccompAction, Option<u32>, Vec<LinuxSeccompArg>)>) -> LinuxSeccomp {
     let syscalls: Vec<_> = rules
         .into_iter()
         .map(|(name, action, errno, args)| {
-            let mut rule = LinuxSyscallBuilder::default().names(vec![name.to_owned()]).action(action);
+            let mut rule = LinuxSyscallBuilder::default()
+                .names(vec![name.to_owned()])
+                .action(action);
             if let Some(errno) = errno {
                 rule = rule.errno_ret(errno);
             }
@@ -71,13 +80,21 @@ fn numbers_are_told_apart_on_each_architecture() {
     assert_eq!(run(&program, X86_64, 1, [0; 6]), RET_ERRNO | EPERM);
     assert_eq!(run(&program, X86_64, 435, [0; 6]), RET_ERRNO | ENOSYS);
     assert_eq!(run(&program, X86_64, 434, [0; 6]), RET_ERRNO | EPERM);
-    assert_eq!(run(&program, X86_64, 436, [0; 6]), RET_ERRNO | ENOSYS, "younger than the profile");
+    assert_eq!(
+        run(&program, X86_64, 436, [0; 6]),
+        RET_ERRNO | ENOSYS,
+        "younger than the profile"
+    );
     assert_eq!(run(&program, 0x4000_0003, 3, [0; 6]), RET_ALLOW, "i386 read");
     assert_eq!(run(&program, 0x4000_0003, 0, [0; 6]), RET_ERRNO | EPERM);
     assert_eq!(run(&program, X86_64, X32_BIT, [0; 6]), RET_ALLOW, "x32 read");
     assert_eq!(run(&program, X86_64, X32_BIT + 1, [0; 6]), RET_ERRNO | EPERM);
     assert_eq!(run(&program, X86_64, u32::MAX, [0; 6]), RET_ERRNO | ENOSYS);
-    assert_eq!(run(&program, 0xc000_00b7, 63, [0; 6]), RET_KILL_PROCESS, "an architecture the profile does not name");
+    assert_eq!(
+        run(&program, 0xc000_00b7, 63, [0; 6]),
+        RET_KILL_PROCESS,
+        "an architecture the profile does not name"
+    );
 }
 
 #[test]
@@ -86,7 +103,10 @@ fn the_upper_half_of_an_int_argument_cannot_smuggle_a_value() {
     let program = compile(&profile(vec![("socket", ALLOW, None, vec![forbidden])])).unwrap();
     assert_eq!(run(&program, X86_64, 41, [2, 0, 0, 0, 0, 0]), RET_ALLOW);
     assert_eq!(run(&program, X86_64, 41, [38, 0, 0, 0, 0, 0]), RET_ERRNO | EPERM);
-    assert_eq!(run(&program, X86_64, 41, [0x1_0000_0026, 0, 0, 0, 0, 0]), RET_ERRNO | EPERM);
+    assert_eq!(
+        run(&program, X86_64, 41, [0x1_0000_0026, 0, 0, 0, 0, 0]),
+        RET_ERRNO | EPERM
+    );
 }
 
 fn holds(op: LinuxSeccompOperator, actual: u64, value: u64, two: u64) -> bool {
@@ -117,7 +137,17 @@ fn any_op() -> impl Strategy<Value = LinuxSeccompOperator> {
 
 /// Values around which 64-bit comparisons made of 32-bit ones go wrong.
 fn any_value() -> impl Strategy<Value = u64> {
-    let edges = vec![0, 1, 2, u64::from(u32::MAX), 1 << 32, (1 << 32) + 1, 0x7e02_0000, u64::MAX - 1, u64::MAX];
+    let edges = vec![
+        0,
+        1,
+        2,
+        u64::from(u32::MAX),
+        1 << 32,
+        (1 << 32) + 1,
+        0x7e02_0000,
+        u64::MAX - 1,
+        u64::MAX,
+    ];
     prop_oneof![prop::sample::select(edges), any::<u64>(), 0..8u64]
 }
 
@@ -155,8 +185,18 @@ fn several_conditions_on_one_argument_are_alternatives_and_on_several_all_must_h
     use LinuxSeccompOperator as Op;
     let either = vec![arg(0, Op::ScmpCmpEq, 1, 0), arg(0, Op::ScmpCmpEq, 2, 0)];
     let both = vec![arg(0, Op::ScmpCmpEq, 1, 0), arg(1, Op::ScmpCmpEq, 2, 0)];
-    let program = compile(&profile(vec![("ioctl", ALLOW, None, either), ("fcntl", ALLOW, None, both)])).unwrap();
+    let program = compile(&profile(vec![
+        ("ioctl", ALLOW, None, either),
+        ("fcntl", ALLOW, None, both),
+    ]))
+    .unwrap();
     let verdict = |nr, a, b| run(&program, X86_64, nr, [a, b, 0, 0, 0, 0]) == RET_ALLOW;
-    assert_eq!([verdict(16, 1, 0), verdict(16, 2, 0), verdict(16, 3, 0)], [true, true, false]);
-    assert_eq!([verdict(72, 1, 2), verdict(72, 1, 3), verdict(72, 2, 2)], [true, false, false]);
+    assert_eq!(
+        [verdict(16, 1, 0), verdict(16, 2, 0), verdict(16, 3, 0)],
+        [true, true, false]
+    );
+    assert_eq!(
+        [verdict(72, 1, 2), verdict(72, 1, 3), verdict(72, 2, 2)],
+        [true, false, false]
+    );
 }

@@ -15,8 +15,9 @@ const PERSONALITIES: &[u64] = &[0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// Denied: DECnet 12, Econet 19, ATMSVC 20, IrDA 23, WANPIPE 25, IUCV 34, CAIF 37, ALG 38 (CVE-2026-31431), VSOCK 40,
 /// and whatever comes after 45 (MCTP).
 const FAMILIES_BELOW: u64 = 12;
-const FAMILIES: &[u64] =
-    &[13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43, 44, 45];
+const FAMILIES: &[u64] = &[
+    13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43, 44, 45,
+];
 
 /// Calls any container may make.
 const ALWAYS: &str = "\
@@ -67,11 +68,17 @@ const WITH_CAPABILITY: &[(&str, &str)] = &[
     ("CAP_SYS_CHROOT", "chroot"),
     ("CAP_SYS_MODULE", "delete_module init_module finit_module"),
     ("CAP_SYS_PACCT", "acct"),
-    ("CAP_SYS_PTRACE", "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace"),
+    (
+        "CAP_SYS_PTRACE",
+        "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace",
+    ),
     ("CAP_SYS_RAWIO", "iopl ioperm"),
     ("CAP_SYS_TIME", "settimeofday stime clock_settime clock_settime64"),
     ("CAP_SYS_TTY_CONFIG", "vhangup"),
-    ("CAP_SYS_NICE", "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
+    (
+        "CAP_SYS_NICE",
+        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    ),
     ("CAP_SYSLOG", "syslog"),
     ("CAP_BPF", "bpf"),
     ("CAP_PERFMON", "perf_event_open"),
@@ -81,38 +88,77 @@ const WITH_CAPABILITY: &[(&str, &str)] = &[
 const WITH_ARCHITECTURE: &[(&[&str], &str)] = &[
     (&["amd64", "x32"], "arch_prctl"),
     (&["amd64", "x32", "x86"], "modify_ldt"),
-    (&["arm", "arm64"], "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls"),
+    (
+        &["arm", "arm64"],
+        "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls",
+    ),
 ];
 
 /// The profile.
 pub(super) fn profile() -> Profile {
-    let words = |text: &str| text.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let allow = |names: &str| Rule { names: words(names), action: "SCMP_ACT_ALLOW".to_owned(), ..Rule::default() };
+    let words = |text: &str| {
+        text.split_ascii_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let allow = |names: &str| Rule {
+        names: words(names),
+        action: "SCMP_ACT_ALLOW".to_owned(),
+        ..Rule::default()
+    };
     let when = |name: &str, op: &str, value, value_two| Rule {
-        args: Some(vec![Condition { index: 0, value, value_two, op: op.to_owned() }]),
+        args: Some(vec![Condition {
+            index: 0,
+            value,
+            value_two,
+            op: op.to_owned(),
+        }]),
         ..allow(name)
     };
-    let without_admin = Filter { caps: words("CAP_SYS_ADMIN"), ..Filter::default() };
+    let without_admin = Filter {
+        caps: words("CAP_SYS_ADMIN"),
+        ..Filter::default()
+    };
     let mut syscalls = vec![
         allow(ALWAYS),
         // Before 4.8 a tracer could change a system call after the filter had seen it.
         Rule {
-            includes: Filter { min_kernel: Some("4.8".to_owned()), ..Filter::default() },
+            includes: Filter {
+                min_kernel: Some("4.8".to_owned()),
+                ..Filter::default()
+            },
             ..allow("process_vm_readv process_vm_writev ptrace")
         },
         when("socket", "SCMP_CMP_LT", FAMILIES_BELOW, 0),
     ];
-    syscalls.extend(FAMILIES.iter().map(|family| when("socket", "SCMP_CMP_EQ", *family, 0)));
-    syscalls.extend(PERSONALITIES.iter().map(|value| when("personality", "SCMP_CMP_EQ", *value, 0)));
+    syscalls.extend(
+        FAMILIES
+            .iter()
+            .map(|family| when("socket", "SCMP_CMP_EQ", *family, 0)),
+    );
+    syscalls.extend(
+        PERSONALITIES
+            .iter()
+            .map(|value| when("personality", "SCMP_CMP_EQ", *value, 0)),
+    );
     syscalls.extend(WITH_CAPABILITY.iter().map(|(capability, names)| Rule {
-        includes: Filter { caps: words(capability), ..Filter::default() },
+        includes: Filter {
+            caps: words(capability),
+            ..Filter::default()
+        },
         ..allow(names)
     }));
     syscalls.extend(WITH_ARCHITECTURE.iter().map(|(arches, names)| Rule {
-        includes: Filter { arches: arches.iter().map(|&arch| arch.to_owned()).collect(), ..Filter::default() },
+        includes: Filter {
+            arches: arches.iter().map(|&arch| arch.to_owned()).collect(),
+            ..Filter::default()
+        },
         ..allow(names)
     }));
-    syscalls.push(Rule { excludes: without_admin.clone(), ..when("clone", "SCMP_CMP_MASKED_EQ", NAMESPACE_FLAGS, 0) });
+    syscalls.push(Rule {
+        excludes: without_admin.clone(),
+        ..when("clone", "SCMP_CMP_MASKED_EQ", NAMESPACE_FLAGS, 0)
+    });
     // clone3's flags are behind a pointer a filter cannot follow; ENOSYS makes the C libraries fall back to clone.
     syscalls.push(Rule {
         action: "SCMP_ACT_ERRNO".to_owned(),

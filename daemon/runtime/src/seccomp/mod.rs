@@ -29,7 +29,10 @@ pub(crate) enum SeccompError {
 ///
 /// # Errors
 /// `Invalid` and `Unsupported`, of custom profiles.
-pub(crate) fn resolve(profile: &SeccompProfile, circumstances: &Circumstances<'_>) -> Result<Option<LinuxSeccomp>, SeccompError> {
+pub(crate) fn resolve(
+    profile: &SeccompProfile,
+    circumstances: &Circumstances<'_>,
+) -> Result<Option<LinuxSeccomp>, SeccompError> {
     match profile {
         SeccompProfile::Unconfined => Ok(None),
         SeccompProfile::Builtin => default::profile().reduce(circumstances).map(Some),
@@ -41,7 +44,9 @@ pub(crate) fn resolve(profile: &SeccompProfile, circumstances: &Circumstances<'_
 pub(crate) fn kernel_version() -> (u32, u32) {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
-    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let mut parts = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
@@ -53,13 +58,18 @@ mod tests {
 
     fn resolved(profile: &SeccompProfile, capabilities: &[&str]) -> LinuxSeccomp {
         let capabilities: BTreeSet<String> = capabilities.iter().map(|&c| c.to_owned()).collect();
-        let circumstances = Circumstances { capabilities: &capabilities, kernel: (6, 1) };
+        let circumstances = Circumstances {
+            capabilities: &capabilities,
+            kernel: (6, 1),
+        };
         resolve(profile, &circumstances).unwrap().unwrap()
     }
 
     fn allows(oci: &LinuxSeccomp, name: &str) -> bool {
         oci.syscalls().iter().flatten().any(|rule| {
-            rule.action() == LinuxSeccompAction::ScmpActAllow && rule.args().is_none() && rule.names().iter().any(|n| n == name)
+            rule.action() == LinuxSeccompAction::ScmpActAllow
+                && rule.args().is_none()
+                && rule.names().iter().any(|n| n == name)
         })
     }
 
@@ -69,7 +79,19 @@ mod tests {
         for name in ["read", "ptrace", "chroot"] {
             assert!(allows(&plain, name), "{name}");
         }
-        for name in ["mount", "unshare", "keyctl", "add_key", "bpf", "clone3", "clone", "io_uring_setup", "userfaultfd", "kexec_load", "open_by_handle_at"] {
+        for name in [
+            "mount",
+            "unshare",
+            "keyctl",
+            "add_key",
+            "bpf",
+            "clone3",
+            "clone",
+            "io_uring_setup",
+            "userfaultfd",
+            "kexec_load",
+            "open_by_handle_at",
+        ] {
             assert!(!allows(&plain, name), "{name}");
         }
         let admin = resolved(&SeccompProfile::Builtin, &["CAP_SYS_ADMIN"]);
@@ -81,7 +103,11 @@ mod tests {
     #[test]
     fn the_built_in_profile_compiles_to_a_program_the_kernel_takes() {
         let program = compile(&resolved(&SeccompProfile::Builtin, &["CAP_CHOWN"])).unwrap();
-        assert!((200..4096).contains(&program.len()), "{} instructions", program.len());
+        assert!(
+            (200..4096).contains(&program.len()),
+            "{} instructions",
+            program.len()
+        );
     }
 
     #[test]
@@ -89,7 +115,9 @@ mod tests {
         for rule in &default::profile().syscalls {
             for name in &rule.names {
                 use syscalls::{Abi, number};
-                let known = [Abi::X86_64, Abi::X86, Abi::X32, Abi::Aarch64, Abi::Arm].iter().any(|&abi| number(abi, name).is_some());
+                let known = [Abi::X86_64, Abi::X86, Abi::X32, Abi::Aarch64, Abi::Arm]
+                    .iter()
+                    .any(|&abi| number(abi, name).is_some());
                 assert!(known, "{name}");
             }
         }
@@ -108,7 +136,12 @@ mod tests {
             ]}"#;
         let oci = resolved(&SeccompProfile::Custom(json.to_owned()), &["CAP_CHOWN"]);
         assert_eq!(oci.default_action(), LinuxSeccompAction::ScmpActAllow);
-        let names: Vec<_> = oci.syscalls().iter().flatten().flat_map(|rule| rule.names().clone()).collect();
+        let names: Vec<_> = oci
+            .syscalls()
+            .iter()
+            .flatten()
+            .flat_map(|rule| rule.names().clone())
+            .collect();
         assert_eq!(names, ["mkdir", "chmod"]);
         assert!(compile(&oci).is_ok());
     }
@@ -116,9 +149,20 @@ mod tests {
     #[test]
     fn nonsense_is_an_error() {
         let capabilities = BTreeSet::new();
-        let circumstances = Circumstances { capabilities: &capabilities, kernel: (6, 1) };
-        for json in ["", "[]", r#"{"defaultAction": "SCMP_ACT_WHATEVER"}"#, r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "x"}]}"#] {
-            assert!(resolve(&SeccompProfile::Custom(json.to_owned()), &circumstances).is_err(), "{json}");
+        let circumstances = Circumstances {
+            capabilities: &capabilities,
+            kernel: (6, 1),
+        };
+        for json in [
+            "",
+            "[]",
+            r#"{"defaultAction": "SCMP_ACT_WHATEVER"}"#,
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "x"}]}"#,
+        ] {
+            assert!(
+                resolve(&SeccompProfile::Custom(json.to_owned()), &circumstances).is_err(),
+                "{json}"
+            );
         }
     }
 }

@@ -98,7 +98,12 @@ impl Profile {
             return Err(SeccompError::Unsupported("listenerPath".to_owned()));
         }
         if let Some(flags) = &self.flags {
-            oci.set_flags(Some(flags.iter().map(|flag| parse_name(flag)).collect::<Result<_, _>>()?));
+            oci.set_flags(Some(
+                flags
+                    .iter()
+                    .map(|flag| parse_name(flag))
+                    .collect::<Result<_, _>>()?,
+            ));
         }
         oci.set_architectures(Some(self.architectures()?));
         let mut syscalls = Vec::new();
@@ -118,10 +123,17 @@ impl Profile {
         let native = native_architectures();
         let map = self.arch_map.as_deref().unwrap_or_default();
         if !map.is_empty() && !self.architectures.is_empty() {
-            return Err(SeccompError::Invalid("use either 'architectures' or 'archMap'".to_owned()));
+            return Err(SeccompError::Invalid(
+                "use either 'architectures' or 'archMap'".to_owned(),
+            ));
         }
-        let names: Vec<&String> = match map.iter().find(|entry| Some(&entry.architecture) == native.first()) {
-            Some(entry) => std::iter::once(&entry.architecture).chain(&entry.sub_architectures).collect(),
+        let names: Vec<&String> = match map
+            .iter()
+            .find(|entry| Some(&entry.architecture) == native.first())
+        {
+            Some(entry) => std::iter::once(&entry.architecture)
+                .chain(&entry.sub_architectures)
+                .collect(),
             None => self.architectures.iter().collect(),
         };
         names.into_iter().map(|name| parse_name(name)).collect()
@@ -131,14 +143,20 @@ impl Profile {
 impl Rule {
     fn reduce(&self) -> Result<LinuxSyscall, SeccompError> {
         let mut oci = LinuxSyscall::default();
-        let names = if self.name.is_empty() { self.names.clone() } else { vec![self.name.clone()] };
+        let names = if self.name.is_empty() {
+            self.names.clone()
+        } else {
+            vec![self.name.clone()]
+        };
         oci.set_names(names);
         oci.set_action(parse_name(&self.action)?);
         oci.set_errno_ret(self.errno_ret);
         let args = self.args.as_deref().unwrap_or_default();
         if !args.is_empty() {
             let args = serde_json::to_value(args).and_then(serde_json::from_value);
-            oci.set_args(Some(args.map_err(|error| SeccompError::Invalid(error.to_string()))?));
+            oci.set_args(Some(
+                args.map_err(|error| SeccompError::Invalid(error.to_string()))?,
+            ));
         }
         Ok(oci)
     }
@@ -148,21 +166,37 @@ impl Filter {
     /// All that is named must be so.
     fn includes(&self, circumstances: &Circumstances<'_>) -> bool {
         (self.arches.is_empty() || self.arches.iter().any(|arch| is_native(arch)))
-            && self.caps.iter().all(|capability| circumstances.capabilities.contains(capability))
-            && self.min_kernel.as_deref().is_none_or(|version| at_least(circumstances.kernel, version))
+            && self
+                .caps
+                .iter()
+                .all(|capability| circumstances.capabilities.contains(capability))
+            && self
+                .min_kernel
+                .as_deref()
+                .is_none_or(|version| at_least(circumstances.kernel, version))
     }
 
     /// Anything that is named suffices.
     fn excludes(&self, circumstances: &Circumstances<'_>) -> bool {
         self.arches.iter().any(|arch| is_native(arch))
-            || self.caps.iter().any(|capability| circumstances.capabilities.contains(capability))
-            || self.min_kernel.as_deref().is_some_and(|version| at_least(circumstances.kernel, version))
+            || self
+                .caps
+                .iter()
+                .any(|capability| circumstances.capabilities.contains(capability))
+            || self
+                .min_kernel
+                .as_deref()
+                .is_some_and(|version| at_least(circumstances.kernel, version))
     }
 }
 
 /// Go's name of the architecture we run on.
 fn is_native(arch: &str) -> bool {
-    arch == if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+    arch == if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    }
 }
 
 fn at_least(kernel: (u32, u32), version: &str) -> bool {
@@ -172,9 +206,12 @@ fn at_least(kernel: (u32, u32), version: &str) -> bool {
 
 /// Parses one of OCI's `SCMP_…` names.
 fn parse_name<T: DeserializeOwned>(name: &str) -> Result<T, SeccompError> {
-    serde_json::from_value(serde_json::Value::String(name.to_owned())).map_err(|error| SeccompError::Invalid(error.to_string()))
+    serde_json::from_value(serde_json::Value::String(name.to_owned()))
+        .map_err(|error| SeccompError::Invalid(error.to_string()))
 }
 
-fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }

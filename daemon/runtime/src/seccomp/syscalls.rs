@@ -518,7 +518,11 @@ mod tests {
             numbers.sort_unstable();
             numbers.dedup();
             // x86 and arm have a few synonyms (`pread`/`pread64` style); none of the others.
-            assert!(all - numbers.len() <= 3, "column {abi}: {} synonyms", all - numbers.len());
+            assert!(
+                all - numbers.len() <= 3,
+                "column {abi}: {} synonyms",
+                all - numbers.len()
+            );
         }
     }
 

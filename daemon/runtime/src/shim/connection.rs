@@ -107,7 +107,11 @@ impl Connection {
 
     /// Sends a piece of a stream.
     pub(super) fn send_stream(&mut self, stream: StdStream, bytes: &[u8]) {
-        let kind = if stream == StdStream::Stdout { FrameType::Stdout } else { FrameType::Stderr };
+        let kind = if stream == StdStream::Stdout {
+            FrameType::Stdout
+        } else {
+            FrameType::Stderr
+        };
         for piece in bytes.chunks(protocol::MAX_DATA) {
             self.send(&[&protocol::header(kind, piece.len()), piece]);
         }
@@ -161,7 +165,8 @@ impl Connection {
         match rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
             Ok((0, _)) => false,
             Ok((count, _)) => {
-                self.received.extend_from_slice(&buffer[..count.min(buffer.len())]);
+                self.received
+                    .extend_from_slice(&buffer[..count.min(buffer.len())]);
                 true
             }
             Err(Errno::AGAIN | Errno::INTR) => true,
@@ -171,7 +176,9 @@ impl Connection {
 
     /// Takes the next complete frame out of what was received.
     pub(super) fn next_frame(&mut self) -> Result<Option<(FrameType, Vec<u8>)>, FrameError> {
-        let Some((kind, payload)) = protocol::parse_frame(&self.received)? else { return Ok(None) };
+        let Some((kind, payload)) = protocol::parse_frame(&self.received)? else {
+            return Ok(None);
+        };
         let payload = payload.to_vec();
         self.received.drain(..protocol::HEADER + payload.len());
         if self.received.is_empty() {
@@ -192,7 +199,11 @@ mod tests {
     fn what_does_not_fit_is_kept_and_a_vanished_client_is_forgotten() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut connection = Connection::new(ours.into());
-        connection.attached = Some(AttachStreams { stdin: false, stdout: true, stderr: true });
+        connection.attached = Some(AttachStreams {
+            stdin: false,
+            stdout: true,
+            stderr: true,
+        });
         let chunk = vec![b'x'; 64 << 10];
         while !connection.is_full() {
             connection.send_stream(StdStream::Stdout, &chunk);
@@ -215,8 +226,14 @@ mod tests {
             (&theirs).write_all(&[byte]).unwrap();
             assert!(connection.receive());
         }
-        assert_eq!(connection.next_frame(), Ok(Some((FrameType::Stdin, b"abc".to_vec()))));
-        assert_eq!(connection.next_frame(), Ok(Some((FrameType::StdinEnd, Vec::new()))));
+        assert_eq!(
+            connection.next_frame(),
+            Ok(Some((FrameType::Stdin, b"abc".to_vec())))
+        );
+        assert_eq!(
+            connection.next_frame(),
+            Ok(Some((FrameType::StdinEnd, Vec::new())))
+        );
         assert_eq!(connection.next_frame(), Ok(None));
         drop(theirs);
         assert!(!connection.receive());

@@ -52,7 +52,8 @@ fn create(folder: &Path, request: &CreateRequest, ends: Option<ContainerEnds>) -
     match &request.runtime {
         None => embedded::create(folder, launch, spec, ends),
         Some(program) => {
-            write_bundle(folder, &spec).map_err(|error| Failure::system(format!("writing the bundle: {error}")))?;
+            write_bundle(folder, &spec)
+                .map_err(|error| Failure::system(format!("writing the bundle: {error}")))?;
             external::create(folder, launch, program, ends, request.rootless)
         }
     }
@@ -69,13 +70,18 @@ pub(super) fn write_bundle(folder: &Path, spec: &Spec) -> std::io::Result<()> {
 fn is_static(program: &Path) -> bool {
     use std::os::unix::fs::FileExt;
     const PT_INTERP: u32 = 3;
-    let Ok(file) = File::open(program) else { return false };
+    let Ok(file) = File::open(program) else {
+        return false;
+    };
     let mut header = [0; 64];
     if file.read_exact_at(&mut header, 0).is_err() || !header.starts_with(b"\x7fELF\x02\x01") {
         return false;
     }
     let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    let mut offset = header[32..40].iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+    let mut offset = header[32..40]
+        .iter()
+        .rev()
+        .fold(0u64, |number, byte| number << 8 | u64::from(*byte));
     let (size, count) = (u64::from(u16_at(54)), u16_at(56));
     for _ in 0..count {
         let mut kind = [0; 4];
@@ -91,7 +97,10 @@ fn is_static(program: &Path) -> bool {
 pub(super) fn launch_failure(runtime: &str, detail: &str, exit_code: i32) -> Failure {
     Failure {
         kind: FailureKind::Invalid,
-        message: format!("{}: unable to start container process: {detail}: unknown", prefix(runtime)),
+        message: format!(
+            "{}: unable to start container process: {detail}: unknown",
+            prefix(runtime)
+        ),
         exit_code,
     }
 }
@@ -102,7 +111,9 @@ pub(super) fn create_failure(runtime: &str, detail: &str) -> Failure {
 }
 
 fn prefix(runtime: &str) -> String {
-    format!("failed to create task for container: failed to create shim task: OCI runtime create failed: {runtime} create failed")
+    format!(
+        "failed to create task for container: failed to create shim task: OCI runtime create failed: {runtime} create failed"
+    )
 }
 
 #[cfg(test)]
@@ -125,7 +136,11 @@ mod tests {
     fn clients_find_what_they_look_for_in_the_text() {
         let failure = launch_failure("skiff", "exec: \"x\": executable file not found in $PATH", 127);
         assert!(failure.message.contains("OCI runtime create failed"));
-        assert!(failure.message.ends_with("exec: \"x\": executable file not found in $PATH: unknown"));
+        assert!(
+            failure
+                .message
+                .ends_with("exec: \"x\": executable file not found in $PATH: unknown")
+        );
         assert_eq!((failure.kind, failure.exit_code), (FailureKind::Invalid, 127));
     }
 }

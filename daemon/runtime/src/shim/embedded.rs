@@ -20,24 +20,42 @@ use crate::{paths, seccomp, spec};
 const NAME: &str = "skiff";
 
 /// Creates the container up to its execve. The new process is a sibling of the caller, i.e. a child of the shim.
-pub(super) fn create(folder: &Path, launch: &LaunchSpec, mut spec: Spec, ends: Option<ContainerEnds>) -> Result<u32, Failure> {
+pub(super) fn create(
+    folder: &Path,
+    launch: &LaunchSpec,
+    mut spec: Spec,
+    ends: Option<ContainerEnds>,
+) -> Result<u32, Failure> {
     let filter = take_filter(&mut spec)?;
-    let payload = Payload::take(&mut spec, filter, spec::propagations(launch)).map_err(|text| create_failure(NAME, &text))?;
-    write_bundle(folder, &spec).map_err(|error| create_failure(NAME, &format!("writing the bundle: {error}")))?;
+    let payload = Payload::take(&mut spec, filter, spec::propagations(launch))
+        .map_err(|text| create_failure(NAME, &text))?;
+    write_bundle(folder, &spec)
+        .map_err(|error| create_failure(NAME, &format!("writing the bundle: {error}")))?;
     let state = folder.join(paths::OCI_STATE);
-    std::fs::create_dir_all(&state).map_err(|error| create_failure(NAME, &format!("{}: {error}", state.display())))?;
+    std::fs::create_dir_all(&state)
+        .map_err(|error| create_failure(NAME, &format!("{}: {error}", state.display())))?;
     build(folder, launch, payload, ends).map_err(|error| describe(&error))
 }
 
 /// The filter is ours to compile and to load; libcontainer does not see it.
 fn take_filter(spec: &mut Spec) -> Result<Option<Vec<BpfInstruction>>, Failure> {
-    let Some(linux) = spec.linux_mut() else { return Ok(None) };
+    let Some(linux) = spec.linux_mut() else {
+        return Ok(None);
+    };
     let profile = linux.seccomp().clone();
     linux.set_seccomp(None);
-    profile.map(|profile| seccomp::compile(&profile)).transpose().map_err(|error| create_failure(NAME, &error.to_string()))
+    profile
+        .map(|profile| seccomp::compile(&profile))
+        .transpose()
+        .map_err(|error| create_failure(NAME, &error.to_string()))
 }
 
-fn build(folder: &Path, launch: &LaunchSpec, payload: Payload, ends: Option<ContainerEnds>) -> Result<u32, LibcontainerError> {
+fn build(
+    folder: &Path,
+    launch: &LaunchSpec,
+    payload: Payload,
+    ends: Option<ContainerEnds>,
+) -> Result<u32, LibcontainerError> {
     let mut builder = ContainerBuilder::new(launch.id.clone(), SyscallType::default())
         .with_root_path(folder.join(paths::OCI_STATE))?
         .with_executor(payload)
@@ -55,7 +73,9 @@ fn build(folder: &Path, launch: &LaunchSpec, payload: Payload, ends: Option<Cont
         .with_detach(true)
         .as_sibling(true)
         .build()?;
-    let pid = container.pid().ok_or_else(|| LibcontainerError::Other("no process id".to_owned()))?;
+    let pid = container
+        .pid()
+        .ok_or_else(|| LibcontainerError::Other("no process id".to_owned()))?;
     u32::try_from(pid.as_raw()).map_err(|_| LibcontainerError::Other("no process id".to_owned()))
 }
 
@@ -84,7 +104,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Lets the container's process execute its command.
 pub(super) fn start(folder: &Path, id: &str) -> Result<(), Failure> {
-    let load = || -> Result<(), LibcontainerError> { Container::load(folder.join(paths::OCI_STATE).join(id))?.start() };
+    let load = || -> Result<(), LibcontainerError> {
+        Container::load(folder.join(paths::OCI_STATE).join(id))?.start()
+    };
     load().map_err(|error| Failure::system(format!("OCI runtime start failed: {}", chain(&error))))
 }
 

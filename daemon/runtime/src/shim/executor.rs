@@ -57,10 +57,18 @@ pub(super) struct NotExecutable {
 
 impl Payload {
     /// Takes the process out of a specification: capabilities, working directory and filter are removed from it.
-    pub(super) fn take(spec: &mut Spec, filter: Option<Vec<BpfInstruction>>, propagations: Vec<(String, String)>) -> Result<Self, String> {
-        let process = spec.process_mut().as_mut().ok_or("the specification has no process")?;
+    pub(super) fn take(
+        spec: &mut Spec,
+        filter: Option<Vec<BpfInstruction>>,
+        propagations: Vec<(String, String)>,
+    ) -> Result<Self, String> {
+        let process = spec
+            .process_mut()
+            .as_mut()
+            .ok_or("the specification has no process")?;
         let strings = |list: &Option<Vec<String>>| -> Result<Vec<CString>, String> {
-            let convert = |text: &String| CString::new(text.as_str()).map_err(|_| format!("a NUL byte in {text:?}"));
+            let convert =
+                |text: &String| CString::new(text.as_str()).map_err(|_| format!("a NUL byte in {text:?}"));
             list.iter().flatten().map(convert).collect()
         };
         let capabilities = process.capabilities().clone().unwrap_or_default();
@@ -95,7 +103,8 @@ impl Payload {
     fn prepare(&self) -> Result<(), String> {
         die_with_the_shim().map_err(|error| format!("prctl: {error}"))?;
         for (target, propagation) in &self.propagations {
-            let flags = propagation_flags(propagation).ok_or_else(|| format!("unknown mount propagation {propagation:?}"))?;
+            let flags = propagation_flags(propagation)
+                .ok_or_else(|| format!("unknown mount propagation {propagation:?}"))?;
             rustix::mount::mount_change(target.as_str(), flags)
                 .map_err(|error| format!("making {target} {propagation}: {error}"))?;
         }
@@ -106,7 +115,12 @@ impl Payload {
 
     /// As Docker does, the working directory is made when it is missing; it belongs to root.
     fn enter_working_directory(&self) -> Result<(), String> {
-        let failed = |error: io::Error| format!("chdir to cwd ({:?}) set in config.json failed: {error}", self.cwd.display().to_string());
+        let failed = |error: io::Error| {
+            format!(
+                "chdir to cwd ({:?}) set in config.json failed: {error}",
+                self.cwd.display().to_string()
+            )
+        };
         match std::env::set_current_dir(&self.cwd) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             result => return result.map_err(failed),
@@ -116,7 +130,8 @@ impl Payload {
             path.push(component);
             match rustix::fs::mkdir(&path, Mode::from(0o755)) {
                 Ok(()) => {
-                    rustix::fs::chown(&path, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(|error| failed(error.into()))?;
+                    rustix::fs::chown(&path, Some(Uid::ROOT), Some(Gid::ROOT))
+                        .map_err(|error| failed(error.into()))?;
                 }
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(failed(error.into())),
@@ -130,7 +145,9 @@ impl Payload {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let streams: [BorrowedFd<'_>; 3] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         for stream in streams {
-            let Ok(stat) = rustix::fs::fstat(stream) else { continue };
+            let Ok(stat) = rustix::fs::fstat(stream) else {
+                continue;
+            };
             let is_null = rustix::fs::major(stat.st_rdev) == 1 && rustix::fs::minor(stat.st_rdev) == 3;
             if stat.st_uid != self.uid && !is_null {
                 // Read-only file systems and the like: not worth a failure.
@@ -147,7 +164,11 @@ impl Payload {
 
     /// Does not return unless it fails.
     fn run(&self) -> io::Error {
-        let program = self.program.borrow().clone().unwrap_or_else(|| self.args[0].clone());
+        let program = self
+            .program
+            .borrow()
+            .clone()
+            .unwrap_or_else(|| self.args[0].clone());
         match self.drop_privileges() {
             Ok(()) => match nix::unistd::execve(&program, &self.args, &self.env) {
                 Ok(never) => match never {},
@@ -178,7 +199,11 @@ impl Payload {
         let _ = rustix::thread::clear_ambient_capability_set();
         rustix::thread::set_capabilities(
             None,
-            CapabilitySets { effective: self.held, permitted: self.held, inheritable: CapabilitySet::empty() },
+            CapabilitySets {
+                effective: self.held,
+                permitted: self.held,
+                inheritable: CapabilitySet::empty(),
+            },
         )?;
         if self.no_new_privileges {
             self.load_filter()?;
@@ -188,8 +213,9 @@ impl Payload {
 
     fn load_filter(&self) -> io::Result<()> {
         match &self.filter {
-            Some(filter) => load_seccomp_filter(filter)
-                .map_err(|error| io::Error::new(error.kind(), format!("loading the seccomp filter: {error}"))),
+            Some(filter) => load_seccomp_filter(filter).map_err(|error| {
+                io::Error::new(error.kind(), format!("loading the seccomp filter: {error}"))
+            }),
             None => Ok(()),
         }
     }
@@ -201,7 +227,9 @@ impl Executor for Payload {
             ExecutorValidationError::ArgValidationError(format!("{MARK}{code}{MARK}{text}{MARK}"))
         };
         self.prepare().map_err(|text| marked(128, &text))?;
-        let program = self.find_program().map_err(|error| marked(error.exit_code, &error.message))?;
+        let program = self
+            .find_program()
+            .map_err(|error| marked(error.exit_code, &error.message))?;
         *self.program.borrow_mut() = Some(program);
         Ok(())
     }
@@ -218,7 +246,11 @@ impl Executor for Payload {
             Some(code) => Errno::from_raw_os_error(code).to_string(),
             None => error.to_string(),
         };
-        let text = if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) { "exec format error".to_owned() } else { text };
+        let text = if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) {
+            "exec format error".to_owned()
+        } else {
+            text
+        };
         let line = format!("exec {}: {text}\n", self.args[0].to_string_lossy());
         let _ = rustix::io::write(io::stderr(), line.as_bytes());
         skiff_sys::process::exit_now(255)
@@ -235,13 +267,24 @@ fn die_with_the_shim() -> rustix::io::Result<()> {
 pub(super) fn find_marked(text: &str) -> Option<NotExecutable> {
     let mut parts = text.split(MARK).skip(1);
     let exit_code = parts.next()?.parse().ok()?;
-    Some(NotExecutable { message: parts.next()?.to_owned(), exit_code })
+    Some(NotExecutable {
+        message: parts.next()?.to_owned(),
+        exit_code,
+    })
 }
 
 /// Runs `work` with other effective capabilities.
 fn with_capabilities<T>(effective: CapabilitySet, work: impl FnOnce() -> T) -> T {
-    let Ok(before) = rustix::thread::capabilities(None) else { return work() };
-    let _ = rustix::thread::set_capabilities(None, CapabilitySets { effective: effective & before.permitted, ..before });
+    let Ok(before) = rustix::thread::capabilities(None) else {
+        return work();
+    };
+    let _ = rustix::thread::set_capabilities(
+        None,
+        CapabilitySets {
+            effective: effective & before.permitted,
+            ..before
+        },
+    );
     let result = work();
     let _ = rustix::thread::set_capabilities(None, before);
     result
@@ -249,7 +292,12 @@ fn with_capabilities<T>(effective: CapabilitySet, work: impl FnOnce() -> T) -> T
 
 /// Resolves a command by the rules of Go's `exec.LookPath`, whose texts Docker's clients know.
 fn look_up(name: &str, path: &str) -> Result<CString, NotExecutable> {
-    let fail = |text: &str, exit_code| Err(NotExecutable { message: format!("exec: {name:?}: {text}"), exit_code });
+    let fail = |text: &str, exit_code| {
+        Err(NotExecutable {
+            message: format!("exec: {name:?}: {text}"),
+            exit_code,
+        })
+    };
     let to_c = |path: &Path| CString::new(path.as_os_str().as_encoded_bytes()).unwrap_or_default();
     if name.contains('/') {
         return match check(Path::new(name)) {
@@ -299,7 +347,11 @@ fn to_set(capabilities: Option<&Capabilities>) -> CapabilitySet {
         use libcontainer::capabilities::CapabilityExt;
         CapabilitySet::from_bits_retain(1 << capability.to_cap().index())
     };
-    capabilities.into_iter().flatten().map(bit).fold(CapabilitySet::empty(), CapabilitySet::union)
+    capabilities
+        .into_iter()
+        .flatten()
+        .map(bit)
+        .fold(CapabilitySet::empty(), CapabilitySet::union)
 }
 
 #[cfg(test)]
@@ -317,28 +369,65 @@ mod tests {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
         }
         let text = |name: &str, path: &str| look_up(name, path).unwrap_err();
-        assert!(look_up("run", &format!("/nonexistent:{folder}")).is_ok(), "executable for its owner only");
+        assert!(
+            look_up("run", &format!("/nonexistent:{folder}")).is_ok(),
+            "executable for its owner only"
+        );
         let missing = text("nosuchcmd", folder);
-        assert_eq!((missing.message.as_str(), missing.exit_code), (r#"exec: "nosuchcmd": executable file not found in $PATH"#, 127));
-        assert_eq!(text("data", folder).exit_code, 127, "in $PATH what is not executable is passed over");
+        assert_eq!(
+            (missing.message.as_str(), missing.exit_code),
+            (r#"exec: "nosuchcmd": executable file not found in $PATH"#, 127)
+        );
+        assert_eq!(
+            text("data", folder).exit_code,
+            127,
+            "in $PATH what is not executable is passed over"
+        );
         let data = format!("{folder}/data");
-        assert_eq!(text(&data, ""), NotExecutable { message: format!("exec: {data:?}: permission denied"), exit_code: 126 });
-        assert_eq!(text(folder, ""), NotExecutable { message: format!("exec: {folder:?}: is a directory"), exit_code: 126 });
-        assert!(text("/nonexistent/x", "").message.ends_with("no such file or directory"));
+        assert_eq!(
+            text(&data, ""),
+            NotExecutable {
+                message: format!("exec: {data:?}: permission denied"),
+                exit_code: 126
+            }
+        );
+        assert_eq!(
+            text(folder, ""),
+            NotExecutable {
+                message: format!("exec: {folder:?}: is a directory"),
+                exit_code: 126
+            }
+        );
+        assert!(
+            text("/nonexistent/x", "")
+                .message
+                .ends_with("no such file or directory")
+        );
         assert_eq!(text("", folder).exit_code, 127);
     }
 
     #[test]
     fn the_mark_is_found_in_whatever_surrounds_it() {
-        let wrapped = format!("failed to create: exec process failed with error {MARK}127{MARK}exec: \"x\": no{MARK} etc");
-        assert_eq!(find_marked(&wrapped), Some(NotExecutable { message: "exec: \"x\": no".to_owned(), exit_code: 127 }));
+        let wrapped = format!(
+            "failed to create: exec process failed with error {MARK}127{MARK}exec: \"x\": no{MARK} etc"
+        );
+        assert_eq!(
+            find_marked(&wrapped),
+            Some(NotExecutable {
+                message: "exec: \"x\": no".to_owned(),
+                exit_code: 127
+            })
+        );
         assert_eq!(find_marked("nothing"), None);
         assert_eq!(find_marked(&format!("{MARK}x{MARK}y")), None);
     }
 
     #[test]
     fn propagation_names() {
-        assert_eq!(propagation_flags("rslave"), Some(MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC));
+        assert_eq!(
+            propagation_flags("rslave"),
+            Some(MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        );
         assert_eq!(propagation_flags("private"), Some(MountPropagationFlags::PRIVATE));
         assert_eq!(propagation_flags("rr"), None);
     }

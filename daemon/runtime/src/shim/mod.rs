@@ -42,13 +42,18 @@ use server::Shim;
 ///
 /// Descriptor 0 is a connected socket, the first client. Returns when the task was deleted, or nobody can ask for it any more.
 pub fn shim_main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let Some(folder) = args.map(PathBuf::from).next() else { return ExitCode::from(2) };
+    let Some(folder) = args.map(PathBuf::from).next() else {
+        return ExitCode::from(2);
+    };
     // Whatever the daemon's starter left open (a pipe of a script, say) must not live as long as the container.
     skiff_sys::process::close_inherited_descriptors();
     match set_up(&folder).and_then(|mut shim| shim.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = rustix::io::write(io::stderr(), format!("{}: {error}\n", folder.display()).as_bytes());
+            let _ = rustix::io::write(
+                io::stderr(),
+                format!("{}: {error}\n", folder.display()).as_bytes(),
+            );
             ExitCode::FAILURE
         }
     }
@@ -64,7 +69,13 @@ fn set_up(folder: &Path) -> io::Result<Shim> {
     std::env::set_current_dir(folder)?;
     let first = take_descriptor_zero()?;
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ] {
         signals.add(signal);
     }
     // Only SIGCHLD is read; the others stay blocked, so that nothing but SIGKILL ends a shim before its container.
@@ -72,7 +83,11 @@ fn set_up(folder: &Path) -> io::Result<Shim> {
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     let children = SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    paths::replace(folder, paths::SHIM_PID, ProcessIdentity::current()?.to_string().as_bytes())?;
+    paths::replace(
+        folder,
+        paths::SHIM_PID,
+        ProcessIdentity::current()?.to_string().as_bytes(),
+    )?;
     let listener = listen(paths::SOCKET)?;
     Shim::new(folder.to_owned(), listener, children, first)
 }

@@ -29,7 +29,12 @@ impl Poll {
     }
 
     pub(super) fn modify(&self, fd: impl AsFd, token: u64, flags: Flags) -> io::Result<()> {
-        Ok(epoll::modify(&self.0, fd, epoll::EventData::new_u64(token), flags)?)
+        Ok(epoll::modify(
+            &self.0,
+            fd,
+            epoll::EventData::new_u64(token),
+            flags,
+        )?)
     }
 
     /// Stops watching. Needed also for "no events": errors and hang-ups are reported regardless of what was asked for.
@@ -42,12 +47,20 @@ impl Poll {
         events.clear();
         let mut buffer = Vec::with_capacity(16);
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        match epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut buffer), timeout.as_ref()) {
+        match epoll::wait(
+            &self.0,
+            rustix::buffer::spare_capacity(&mut buffer),
+            timeout.as_ref(),
+        ) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        events.extend(buffer.iter().map(|event: &epoll::Event| (event.data.u64(), event.flags)));
+        events.extend(
+            buffer
+                .iter()
+                .map(|event: &epoll::Event| (event.data.u64(), event.flags)),
+        );
         Ok(())
     }
 }

@@ -48,7 +48,12 @@ pub(super) struct Shim {
 }
 
 impl Shim {
-    pub(super) fn new(folder: PathBuf, listener: OwnedFd, children: SignalFd, first: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(
+        folder: PathBuf,
+        listener: OwnedFd,
+        children: SignalFd,
+        first: OwnedFd,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.add(&listener, poll::LISTENER, Flags::IN)?;
         poll.add(&children, poll::CHILDREN, Flags::IN)?;
@@ -86,7 +91,10 @@ impl Shim {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let next = [self.drain_until, self.linger_until].into_iter().flatten().min()?;
+        let next = [self.drain_until, self.linger_until]
+            .into_iter()
+            .flatten()
+            .min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -146,7 +154,9 @@ impl Shim {
 
     /// Makes epoll watch what the connection needs now; drops the connection when it is over.
     pub(super) fn rearm(&mut self, token: u64) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
         if connection.is_over() {
             self.drop_connection(token);
             return;
@@ -170,7 +180,9 @@ impl Shim {
     }
 
     fn drop_connection(&mut self, token: u64) {
-        let Some(connection) = self.connections.remove(&token) else { return };
+        let Some(connection) = self.connections.remove(&token) else {
+            return;
+        };
         self.poll.remove(&connection.socket);
         if connection.input_open && connection.attached.is_some_and(|streams| streams.stdin) {
             self.input_client_left();
@@ -180,12 +192,17 @@ impl Shim {
     }
 
     fn handle_connection(&mut self, token: u64, flags: Flags) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
         if flags.contains(Flags::OUT) {
             connection.flush();
         }
         let gone = flags.intersects(Flags::HUP | Flags::ERR);
-        if connection.input_open && !connection.paused && flags.intersects(Flags::IN | Flags::HUP | Flags::ERR) {
+        if connection.input_open
+            && !connection.paused
+            && flags.intersects(Flags::IN | Flags::HUP | Flags::ERR)
+        {
             self.read_connection(token);
         } else if gone {
             connection.stop_output();
@@ -195,7 +212,9 @@ impl Shim {
     }
 
     fn read_connection(&mut self, token: u64) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
         if connection.receive() {
             self.take_frames(token);
             return;
@@ -219,7 +238,10 @@ impl Shim {
                 Ok(Some((kind, payload))) => self.take_frame(token, kind, &payload),
                 Ok(None) => return,
                 Err(error) => {
-                    connection.respond(&Response::Failed(Failure::new(FailureKind::Invalid, error.to_string())));
+                    connection.respond(&Response::Failed(Failure::new(
+                        FailureKind::Invalid,
+                        error.to_string(),
+                    )));
                     connection.input_open = false;
                     connection.close_when_sent = true;
                     return;
@@ -229,7 +251,10 @@ impl Shim {
     }
 
     fn take_frame(&mut self, token: u64, kind: FrameType, payload: &[u8]) {
-        let attached = self.connections.get(&token).and_then(|connection| connection.attached);
+        let attached = self
+            .connections
+            .get(&token)
+            .and_then(|connection| connection.attached);
         match (kind, attached) {
             (FrameType::Request, None) => {
                 let response = match serde_json::from_slice::<Envelope>(payload) {
@@ -238,7 +263,10 @@ impl Shim {
                         "this container's shim speaks version {VERSION} of the protocol, not {}",
                         envelope.version
                     )))),
-                    Err(error) => Some(Response::Failed(Failure::new(FailureKind::Invalid, error.to_string()))),
+                    Err(error) => Some(Response::Failed(Failure::new(
+                        FailureKind::Invalid,
+                        error.to_string(),
+                    ))),
                 };
                 if let (Some(response), Some(connection)) = (response, self.connections.get_mut(&token)) {
                     connection.respond(&response);
@@ -264,7 +292,9 @@ impl Shim {
             Request::Start => self.start(),
             Request::Signal(signal) => self.signal(signal),
             Request::Resize(size) => self.resize(size),
-            Request::Attach(streams) => return Some(self.attach(token, streams).unwrap_or_else(Response::Failed)),
+            Request::Attach(streams) => {
+                return Some(self.attach(token, streams).unwrap_or_else(Response::Failed));
+            }
         };
         Some(result.map_or_else(Response::Failed, |()| Response::Done))
     }
@@ -283,7 +313,9 @@ impl Shim {
     }
 
     fn read_source(&mut self, index: usize) {
-        let Some(source) = &self.sources[index] else { return };
+        let Some(source) = &self.sources[index] else {
+            return;
+        };
         let stream = source.stream;
         if self.buffer.is_empty() {
             self.buffer = vec![0; READ_SIZE];
@@ -337,7 +369,10 @@ impl Shim {
         }
         for (index, source) in self.sources.iter_mut().enumerate() {
             if let Some(source) = source.as_mut().filter(|source| source.paused) {
-                source.paused = self.poll.add(&source.fd, poll::SOURCES[index], Flags::IN).is_err();
+                source.paused = self
+                    .poll
+                    .add(&source.fd, poll::SOURCES[index], Flags::IN)
+                    .is_err();
             }
         }
     }
@@ -349,7 +384,11 @@ impl Shim {
         }
         let tokens: Vec<u64> = self.connections.keys().copied().collect();
         for token in tokens {
-            if let Some(connection) = self.connections.get_mut(&token).filter(|connection| connection.attached.is_some()) {
+            if let Some(connection) = self
+                .connections
+                .get_mut(&token)
+                .filter(|connection| connection.attached.is_some())
+            {
                 connection.close_when_sent = true;
                 self.rearm(token);
             }
@@ -361,7 +400,11 @@ impl Shim {
 
     fn push_stdin(&mut self, bytes: &[u8]) {
         if let Some(sink) = &mut self.stdin {
-            if sink.push(bytes) { self.watch_stdin() } else { self.close_stdin() }
+            if sink.push(bytes) {
+                self.watch_stdin();
+            } else {
+                self.close_stdin();
+            }
         }
     }
 
@@ -395,8 +438,12 @@ impl Shim {
 
     /// Reads again from clients whose input had to wait.
     fn resume_input(&mut self) {
-        let paused: Vec<u64> =
-            self.connections.iter().filter(|(_, connection)| connection.paused).map(|(token, _)| *token).collect();
+        let paused: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.paused)
+            .map(|(token, _)| *token)
+            .collect();
         for token in paused {
             if let Some(connection) = self.connections.get_mut(&token) {
                 connection.paused = false;

@@ -59,7 +59,13 @@ pub(super) struct Sink {
 
 impl Sink {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd, pending: Vec::new(), written: 0, closing: false, watched: false }
+        Self {
+            fd,
+            pending: Vec::new(),
+            written: 0,
+            closing: false,
+            watched: false,
+        }
     }
 
     pub(super) fn has_pending(&self) -> bool {
@@ -105,28 +111,59 @@ pub(super) fn pipes(with_stdin: bool) -> io::Result<(ContainerEnds, [Source; 2],
     let ((out_read, stdout), (err_read, stderr)) = (pipe()?, pipe()?);
     let source = |fd: OwnedFd, stream| -> io::Result<Source> {
         set_nonblocking(&fd)?;
-        Ok(Source { fd, stream, paused: false })
+        Ok(Source {
+            fd,
+            stream,
+            paused: false,
+        })
     };
-    let sources = [source(out_read, StdStream::Stdout)?, source(err_read, StdStream::Stderr)?];
+    let sources = [
+        source(out_read, StdStream::Stdout)?,
+        source(err_read, StdStream::Stderr)?,
+    ];
     let (mut stdin, mut sink) = (None, None);
     if with_stdin {
         let (read, write) = pipe()?;
         set_nonblocking(&write)?;
         (stdin, sink) = (Some(read), Some(Sink::new(write)));
     }
-    Ok((ContainerEnds { stdin, stdout, stderr }, sources, sink))
+    Ok((
+        ContainerEnds {
+            stdin,
+            stdout,
+            stderr,
+        },
+        sources,
+        sink,
+    ))
 }
 
 /// The same for a terminal's master. It is duplicated, because epoll knows a descriptor only once.
 pub(super) fn terminal(master: OwnedFd, with_stdin: bool) -> io::Result<(Source, Option<Sink>)> {
     set_nonblocking(&master)?;
-    let sink = if with_stdin { Some(Sink::new(rustix::io::fcntl_dupfd_cloexec(&master, 3)?)) } else { None };
-    Ok((Source { fd: master, stream: StdStream::Stdout, paused: false }, sink))
+    let sink = if with_stdin {
+        Some(Sink::new(rustix::io::fcntl_dupfd_cloexec(&master, 3)?))
+    } else {
+        None
+    };
+    Ok((
+        Source {
+            fd: master,
+            stream: StdStream::Stdout,
+            paused: false,
+        },
+        sink,
+    ))
 }
 
 /// Sets a terminal's size.
 pub(super) fn resize(master: &OwnedFd, size: TerminalSize) -> io::Result<()> {
-    let size = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: size.height,
+        ws_col: size.width,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     Ok(rustix::termios::tcsetwinsize(master, size)?)
 }
 

@@ -73,7 +73,8 @@ impl Shim {
         }
         let launch = &request.launch;
         let process = &launch.process;
-        self.log = LogWriter::open(&launch.log).map_err(|error| Failure::system(format!("opening the container's log: {error}")))?;
+        self.log = LogWriter::open(&launch.log)
+            .map_err(|error| Failure::system(format!("opening the container's log: {error}")))?;
         self.task = Task {
             id: launch.id.clone(),
             runtime: request.runtime.clone(),
@@ -91,9 +92,19 @@ impl Shim {
         } else {
             ends = Some(self.make_pipes(process.open_stdin).map_err(failed("pipes"))?);
         }
-        let (pid, report) = self.fork_creator(&request, ends).map_err(failed("starting the creator"))?;
-        self.poll.add(&report, poll::CREATOR, Flags::IN).map_err(failed("epoll"))?;
-        self.task.creating = Some(Creating { pid, report, received: Vec::new(), requester, console });
+        let (pid, report) = self
+            .fork_creator(&request, ends)
+            .map_err(failed("starting the creator"))?;
+        self.poll
+            .add(&report, poll::CREATOR, Flags::IN)
+            .map_err(failed("epoll"))?;
+        self.task.creating = Some(Creating {
+            pid,
+            report,
+            received: Vec::new(),
+            requester,
+            console,
+        });
         // Only now: a container in the host's network is made by a creator that never left it.
         if let Some(path) = &request.keeper_netns {
             enter_network(path).map_err(failed("entering the keeper's network namespace"))?;
@@ -127,7 +138,9 @@ impl Shim {
 
     /// Reads the creator's report.
     pub(super) fn read_creator(&mut self) {
-        let Some(creating) = &mut self.task.creating else { return };
+        let Some(creating) = &mut self.task.creating else {
+            return;
+        };
         // An error means "not all yet"; what was read until then is kept.
         let _ = creating.report.read_to_end(&mut creating.received);
         if creating.received.ends_with(b"\n") {
@@ -136,16 +149,29 @@ impl Shim {
     }
 
     fn creator_reported(&mut self) {
-        let Some(creating) = self.task.creating.take() else { return };
+        let Some(creating) = self.task.creating.take() else {
+            return;
+        };
         self.poll.remove(&creating.report);
         let result = match serde_json::from_slice(&creating.received) {
             Ok(Outcome::Created { pid }) => self.created(pid, creating.console),
             Ok(Outcome::Failed(failure)) => Err(failure),
-            Err(_) => Err(Failure::system("the process that creates the container died; see shim.log in the container's run-time folder")),
+            Err(_) => Err(Failure::system(
+                "the process that creates the container died; see shim.log in the container's run-time folder",
+            )),
         };
         // What the creator made must not outlive us.
         skiff_sys::heap::trim();
         let response = match result {
+            Ok(_)
+                if self
+                    .connections
+                    .values()
+                    .any(|connection| connection.awaits == Awaits::Deletion) =>
+            {
+                self.kill_for_deletion();
+                return;
+            }
             Ok(pid) => Response::Created { pid },
             Err(failure) => {
                 self.abandon();
@@ -170,7 +196,8 @@ impl Shim {
         }
         self.task.early = Vec::new();
         if let Some(console) = console {
-            self.take_terminal(&console).map_err(|error| Failure::system(format!("receiving the terminal: {error}")))?;
+            self.take_terminal(&console)
+                .map_err(|error| Failure::system(format!("receiving the terminal: {error}")))?;
         }
         let _ = std::fs::remove_file(paths::CONSOLE);
         // For the next daemon, should this shim be killed: which process to end. (It may have ended already.)
@@ -204,6 +231,13 @@ impl Shim {
             let _ = waitpid(raw(pid), None);
         }
         self.clean_up();
+        for connection in self
+            .connections
+            .values_mut()
+            .filter(|connection| connection.awaits == Awaits::Deletion)
+        {
+            connection.respond(&Response::Done);
+        }
         self.finished = true;
     }
 
@@ -246,9 +280,8 @@ impl Shim {
 
     pub(super) fn resize(&mut self, size: TerminalSize) -> Result<(), Failure> {
         match &self.sources[0] {
-            Some(source) if self.task.tty => {
-                streams::resize(&source.fd, size).map_err(|error| Failure::system(format!("resizing the terminal: {error}")))
-            }
+            Some(source) if self.task.tty => streams::resize(&source.fd, size)
+                .map_err(|error| Failure::system(format!("resizing the terminal: {error}"))),
             Some(_) => Err(Failure::conflict("the container has no terminal")),
             None => Err(Failure::conflict("the container is not running")),
         }
@@ -261,7 +294,10 @@ impl Shim {
             None if self.task.pid.is_some() => Phase::Created,
             None => Phase::New,
         };
-        Response::Status { phase, pid: self.task.pid.unwrap_or(0) }
+        Response::Status {
+            phase,
+            pid: self.task.pid.unwrap_or(0),
+        }
     }
 
     /// Reaps all children that have ended.
@@ -278,7 +314,12 @@ impl Shim {
             let pid = pid.as_raw().unsigned_abs();
             if self.task.pid == Some(pid) {
                 self.first_process_ended(code);
-            } else if self.task.creating.as_ref().is_some_and(|creating| creating.pid == pid) {
+            } else if self
+                .task
+                .creating
+                .as_ref()
+                .is_some_and(|creating| creating.pid == pid)
+            {
                 // Normally it has reported before; if not now, it never will.
                 self.read_creator();
                 self.creator_reported();
@@ -289,7 +330,11 @@ impl Shim {
     }
 
     fn first_process_ended(&mut self, code: i32) {
-        self.task.ended = Some(TaskExit { code, finished_at: Timestamp::now(), oom_killed: false });
+        self.task.ended = Some(TaskExit {
+            code,
+            finished_at: Timestamp::now(),
+            oom_killed: false,
+        });
         self.close_stdin();
         if self.sources.iter().all(Option::is_none) {
             self.report_end();
@@ -302,15 +347,21 @@ impl Shim {
     /// Writes the exit status down and tells who waits for it.
     pub(super) fn report_end(&mut self) {
         self.drain_until = None;
-        let Some(exit) = self.task.ended.take() else { return };
+        let Some(exit) = self.task.ended.take() else {
+            return;
+        };
         if let Ok(json) = serde_json::to_vec(&exit) {
             // On a full disk only this shim knows; it stays as long as it is asked.
             let _ = paths::replace(&self.folder, paths::EXIT, &json);
         }
         self.task.exit = Some(exit.clone());
         self.linger();
-        let waiting: Vec<u64> =
-            self.connections.iter().filter(|(_, c)| c.awaits == Awaits::Exit).map(|(token, _)| *token).collect();
+        let waiting: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| c.awaits == Awaits::Exit)
+            .map(|(token, _)| *token)
+            .collect();
         for token in waiting {
             if let Some(connection) = self.connections.get_mut(&token) {
                 connection.awaits = Awaits::Nothing;
@@ -318,7 +369,11 @@ impl Shim {
             }
             self.rearm(token);
         }
-        if self.connections.values().any(|connection| connection.awaits == Awaits::Deletion) {
+        if self
+            .connections
+            .values()
+            .any(|connection| connection.awaits == Awaits::Deletion)
+        {
             self.delete();
         }
     }
@@ -328,9 +383,16 @@ impl Shim {
         let ended = self.task.exit.clone();
         match (awaits, ended) {
             (Awaits::Exit, Some(exit)) => return Some(Response::Exited(exit)),
-            (_, None) if self.task.pid.is_none() => {
-                return Some(Response::Failed(Failure::conflict("the container has not been created")));
+            (Awaits::Exit, None) if self.task.pid.is_none() => {
+                return Some(Response::Failed(Failure::conflict(
+                    "the container has not been created",
+                )));
             }
+            (Awaits::Deletion, None) if self.task.pid.is_none() && self.task.creating.is_none() => {
+                self.finished = true;
+                return Some(Response::Done);
+            }
+            // A creation under way is completed, then undone.
             _ => {}
         }
         let connection = self.connections.get_mut(&token)?;
@@ -342,7 +404,11 @@ impl Shim {
     }
 
     pub(super) fn kill_for_deletion(&mut self) {
-        if let Some(pid) = self.task.pid.filter(|_| self.task.ended.is_none() && self.task.exit.is_none()) {
+        if let Some(pid) = self
+            .task
+            .pid
+            .filter(|_| self.task.ended.is_none() && self.task.exit.is_none())
+        {
             let _ = kill(pid, nix::libc::SIGKILL);
         }
         // Nobody will look at what is still in the pipes.
@@ -356,7 +422,11 @@ impl Shim {
         let result = self.runtime_delete();
         self.clean_up();
         let response = result.map_or_else(Response::Failed, |()| Response::Done);
-        for connection in self.connections.values_mut().filter(|connection| connection.awaits == Awaits::Deletion) {
+        for connection in self
+            .connections
+            .values_mut()
+            .filter(|connection| connection.awaits == Awaits::Deletion)
+        {
             connection.respond(&response);
         }
         self.finished = true;

@@ -6,17 +6,64 @@ use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 
 /// What a container has unless told otherwise.
 const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// All, in the order of their kernel numbers.
 const ALL: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
@@ -28,11 +75,19 @@ impl CapabilitySet {
     const EVERY: Self = Self((1 << ALL.len()) - 1);
 
     fn of(names: &[&str]) -> Self {
-        Self(names.iter().filter_map(|name| bit(name)).fold(0, |set, bit| set | bit))
+        Self(
+            names
+                .iter()
+                .filter_map(|name| bit(name))
+                .fold(0, |set, bit| set | bit),
+        )
     }
 
     fn names(self) -> impl Iterator<Item = &'static str> {
-        ALL.iter().enumerate().filter(move |(number, _)| self.0 & (1 << number) != 0).map(|(_, name)| *name)
+        ALL.iter()
+            .enumerate()
+            .filter(move |(number, _)| self.0 & (1 << number) != 0)
+            .map(|(_, name)| *name)
     }
 
     /// The names as `CAP_…`.
@@ -42,7 +97,9 @@ impl CapabilitySet {
 
     fn to_oci(self) -> Capabilities {
         // Parsed without the prefix, though written with it.
-        self.names().filter_map(|name| name.parse::<Capability>().ok()).collect()
+        self.names()
+            .filter_map(|name| name.parse::<Capability>().ok())
+            .collect()
     }
 
     /// The section of the OCI specification. As Docker: a user other than root has them in the bounding set only, which is
@@ -60,7 +117,9 @@ impl CapabilitySet {
 }
 
 fn bit(name: &str) -> Option<u64> {
-    ALL.iter().position(|known| *known == name).map(|number| 1 << number)
+    ALL.iter()
+        .position(|known| *known == name)
+        .map(|number| 1 << number)
 }
 
 /// The capabilities of a container.
@@ -69,7 +128,12 @@ fn bit(name: &str) -> Option<u64> {
 ///
 /// # Errors
 /// Docker's text for an unknown name.
-pub(crate) fn compute(add: &[String], drop: &[String], privileged: bool, available: CapabilitySet) -> Result<CapabilitySet, String> {
+pub(crate) fn compute(
+    add: &[String],
+    drop: &[String],
+    privileged: bool,
+    available: CapabilitySet,
+) -> Result<CapabilitySet, String> {
     if privileged {
         return Ok(CapabilitySet(CapabilitySet::EVERY.0 & available.0));
     }
@@ -99,7 +163,9 @@ pub(crate) fn compute(add: &[String], drop: &[String], privileged: bool, availab
 /// The caller's bounding set.
 pub(crate) fn bounding_set() -> CapabilitySet {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let bounding = text.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok());
+    let bounding = text
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok());
     bounding.map_or(CapabilitySet::EVERY, CapabilitySet)
 }
 
@@ -129,7 +195,11 @@ mod tests {
         assert_eq!(names(&[], &["ALL"]).unwrap().len(), 0);
         assert_eq!(names(&["ALL"], &[]).unwrap().len(), ALL.len());
         assert_eq!(names(&["ALL"], &["SYS_ADMIN"]).unwrap().len(), ALL.len() - 1);
-        assert!(names(&["FLY"], &[]).unwrap_err().contains("unknown capability: \"FLY\""));
+        assert!(
+            names(&["FLY"], &[])
+                .unwrap_err()
+                .contains("unknown capability: \"FLY\"")
+        );
     }
 
     #[test]

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    BoxBuilder, Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources,
-    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec, User,
+    BoxBuilder, Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxResources, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec, User,
 };
 use skiff_core::config::Ulimit;
 use skiff_core::runtime::{LaunchSpec, MountKind, NetworkNamespace, ProcessSpec};
@@ -74,7 +74,9 @@ impl IdMap {
     }
 
     fn contains(&self, id: u32) -> bool {
-        self.0.iter().any(|(first, count)| (*first..first + count).contains(&u64::from(id)))
+        self.0
+            .iter()
+            .any(|(first, count)| (*first..first + count).contains(&u64::from(id)))
     }
 
     fn is_partial(&self) -> bool {
@@ -99,7 +101,11 @@ impl Host {
             cgroup_mount: unified_cgroups || !in_user_namespace,
             oom_score_adj: read("/proc/self/oom_score_adj").trim().parse().unwrap_or(0),
             capabilities: capabilities::bounding_set(),
-            devices: if privileged { mounts::host_devices() } else { Vec::new() },
+            devices: if privileged {
+                mounts::host_devices()
+            } else {
+                Vec::new()
+            },
             init_program,
         }
     }
@@ -111,8 +117,13 @@ impl Host {
 /// `Invalid` for an unknown user, group, capability or a broken seccomp profile.
 pub(crate) fn build(launch: &LaunchSpec, host: &Host) -> Result<Spec, SpecError> {
     let identity = identity(launch, host)?;
-    let capabilities = capabilities::compute(&launch.cap_add, &launch.cap_drop, launch.privileged, host.capabilities)
-        .map_err(SpecError::Invalid)?;
+    let capabilities = capabilities::compute(
+        &launch.cap_add,
+        &launch.cap_drop,
+        launch.privileged,
+        host.capabilities,
+    )
+    .map_err(SpecError::Invalid)?;
     let mut spec = Spec::default();
     let mut root = Root::default();
     root.set_path(launch.rootfs.clone());
@@ -123,7 +134,9 @@ pub(crate) fn build(launch: &LaunchSpec, host: &Host) -> Result<Spec, SpecError>
         (launch.hostname.is_some() && !launch.domainname.is_empty()).then(|| launch.domainname.clone()),
     );
     spec.set_mounts(Some(mounts::mounts(launch, host)?));
-    spec.set_annotations(Some(launch.annotations.iter().cloned().collect::<HashMap<_, _>>()));
+    spec.set_annotations(Some(
+        launch.annotations.iter().cloned().collect::<HashMap<_, _>>(),
+    ));
     spec.set_process(Some(process(launch, host, &identity, capabilities)?));
     spec.set_linux(Some(linux(launch, host, capabilities)?));
     Ok(spec)
@@ -133,7 +146,9 @@ pub(crate) fn build(launch: &LaunchSpec, host: &Host) -> Result<Spec, SpecError>
 /// the propagation of each bind mount, as (path in the container, type).
 pub(crate) fn propagations(launch: &LaunchSpec) -> Vec<(String, String)> {
     let bind = |mount: &skiff_core::runtime::MountSpec| match &mount.kind {
-        MountKind::Bind { propagation, .. } if !propagation.is_empty() => Some((mount.target.clone(), propagation.clone())),
+        MountKind::Bind { propagation, .. } if !propagation.is_empty() => {
+            Some((mount.target.clone(), propagation.clone()))
+        }
         MountKind::Bind { .. } => Some((mount.target.clone(), "rprivate".to_owned())),
         MountKind::Tmpfs { .. } => None,
     };
@@ -141,10 +156,12 @@ pub(crate) fn propagations(launch: &LaunchSpec) -> Vec<(String, String)> {
 }
 
 fn identity(launch: &LaunchSpec, host: &Host) -> Result<user::Identity, SpecError> {
-    let rootfs = File::open(&launch.rootfs)
-        .map_err(|error| SpecError::System(format!("root filesystem {}: {error}", launch.rootfs.display())))?;
+    let rootfs = File::open(&launch.rootfs).map_err(|error| {
+        SpecError::System(format!("root filesystem {}: {error}", launch.rootfs.display()))
+    })?;
     let process = &launch.process;
-    let mut identity = user::look_up(rootfs, &process.user, &process.additional_groups).map_err(SpecError::Invalid)?;
+    let mut identity =
+        user::look_up(rootfs, &process.user, &process.additional_groups).map_err(SpecError::Invalid)?;
     if !host.uids.contains(identity.uid) || !host.gids.contains(identity.gid) {
         return Err(SpecError::Invalid(format!(
             "user {}:{} does not exist in the user namespace: the ranges in /etc/subuid and /etc/subgid are too small",
@@ -152,7 +169,9 @@ fn identity(launch: &LaunchSpec, host: &Host) -> Result<user::Identity, SpecErro
         )));
     }
     // A group that does not exist here could not be given: setgroups(2) would fail as a whole.
-    identity.groups.retain(|gid| host.setgroups && host.gids.contains(*gid));
+    identity
+        .groups
+        .retain(|gid| host.setgroups && host.gids.contains(*gid));
     Ok(identity)
 }
 
@@ -184,7 +203,11 @@ fn process(
         env.push(format!("HOME={}", identity.home));
     }
     process.set_env(Some(env));
-    process.set_cwd(PathBuf::from(if wanted.cwd.is_empty() { "/" } else { &wanted.cwd }));
+    process.set_cwd(PathBuf::from(if wanted.cwd.is_empty() {
+        "/"
+    } else {
+        &wanted.cwd
+    }));
     process.set_capabilities(Some(capabilities.section(identity.uid)));
     process.set_rlimits(rlimits(&launch.ulimits, host)?);
     // Absent is not the same as false to libcontainer; see the executor.
@@ -200,9 +223,14 @@ fn rlimits(ulimits: &[Ulimit], host: &Host) -> Result<Option<Vec<PosixRlimit>>, 
     let mut limits = Vec::new();
     for ulimit in ulimits {
         let name = format!("RLIMIT_{}", ulimit.name.to_ascii_uppercase());
-        let typ: PosixRlimitType = name.parse().map_err(|_| SpecError::Invalid(format!("invalid ulimit type: {}", ulimit.name)))?;
+        let typ: PosixRlimitType = name
+            .parse()
+            .map_err(|_| SpecError::Invalid(format!("invalid ulimit type: {}", ulimit.name)))?;
         // -1 is "unlimited", the largest number to the kernel.
-        let (mut soft, mut hard) = (u64::try_from(ulimit.soft).unwrap_or(u64::MAX), u64::try_from(ulimit.hard).unwrap_or(u64::MAX));
+        let (mut soft, mut hard) = (
+            u64::try_from(ulimit.soft).unwrap_or(u64::MAX),
+            u64::try_from(ulimit.hard).unwrap_or(u64::MAX),
+        );
         if host.in_user_namespace
             && let Some(ours) = own_hard_limit(&ulimit.name)
         {
@@ -210,7 +238,13 @@ fn rlimits(ulimits: &[Ulimit], host: &Host) -> Result<Option<Vec<PosixRlimit>>, 
             hard = hard.min(ours);
             soft = soft.min(hard);
         }
-        limits.push(PosixRlimitBuilder::default().typ(typ).soft(soft).hard(hard).build()?);
+        limits.push(
+            PosixRlimitBuilder::default()
+                .typ(typ)
+                .soft(soft)
+                .hard(hard)
+                .build()?,
+        );
     }
     Ok((!limits.is_empty()).then_some(limits))
 }
@@ -255,12 +289,15 @@ fn linux(launch: &LaunchSpec, host: &Host, capabilities: CapabilitySet) -> Resul
     linux.set_masked_paths(Some(list(&launch.masked_paths, mounts::MASKED)));
     linux.set_readonly_paths(Some(list(&launch.readonly_paths, mounts::READ_ONLY)));
     linux.set_rootfs_propagation(rootfs_propagation(launch).map(str::to_owned));
-    let circumstances =
-        Circumstances { capabilities: &capabilities.full_names(), kernel: seccomp::kernel_version() };
+    let circumstances = Circumstances {
+        capabilities: &capabilities.full_names(),
+        kernel: seccomp::kernel_version(),
+    };
     let seccomp = if launch.privileged {
         None
     } else {
-        seccomp::resolve(&launch.seccomp, &circumstances).map_err(|error| SpecError::Invalid(error.to_string()))?
+        seccomp::resolve(&launch.seccomp, &circumstances)
+            .map_err(|error| SpecError::Invalid(error.to_string()))?
     };
     linux.set_seccomp(seccomp);
     Ok(linux)
@@ -269,9 +306,15 @@ fn linux(launch: &LaunchSpec, host: &Host, capabilities: CapabilitySet) -> Resul
 /// A bind mount can only be shared with the host when everything above it is.
 fn rootfs_propagation(launch: &LaunchSpec) -> Option<&'static str> {
     let wants = |kind: &str| {
-        launch.mounts.iter().any(|mount| matches!(&mount.kind, MountKind::Bind { propagation, .. } if propagation.ends_with(kind)))
+        launch.mounts.iter().any(
+            |mount| matches!(&mount.kind, MountKind::Bind { propagation, .. } if propagation.ends_with(kind)),
+        )
     };
-    if wants("shared") { Some("shared") } else { wants("slave").then_some("slave") }
+    if wants("shared") {
+        Some("shared")
+    } else {
+        wants("slave").then_some("slave")
+    }
 }
 
 fn namespaces(launch: &LaunchSpec, host: &Host) -> Result<Vec<LinuxNamespace>, SpecError> {
@@ -289,10 +332,17 @@ fn namespaces(launch: &LaunchSpec, host: &Host) -> Result<Vec<LinuxNamespace>, S
     if host.unified_cgroups {
         kinds.push(Kind::Cgroup);
     }
-    let mut namespaces =
-        kinds.into_iter().map(|kind| LinuxNamespaceBuilder::default().typ(kind).build()).collect::<Result<Vec<_>, _>>()?;
+    let mut namespaces = kinds
+        .into_iter()
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .collect::<Result<Vec<_>, _>>()?;
     if let NetworkNamespace::Path(path) = &launch.network {
-        namespaces.push(LinuxNamespaceBuilder::default().typ(Kind::Network).path(path.clone()).build()?);
+        namespaces.push(
+            LinuxNamespaceBuilder::default()
+                .typ(Kind::Network)
+                .path(path.clone())
+                .build()?,
+        );
     }
     Ok(namespaces)
 }
@@ -305,11 +355,17 @@ fn device_rules(launch: &LaunchSpec) -> Vec<LinuxDeviceCgroup> {
     all.set_access(Some("rwm".to_owned()));
     let mut rules = vec![all];
     for (source, _, permissions) in &launch.devices {
-        let Ok(meta) = std::fs::metadata(source) else { continue };
+        let Ok(meta) = std::fs::metadata(source) else {
+            continue;
+        };
         let mut rule = LinuxDeviceCgroup::default();
         rule.set_allow(true);
         let block = meta.file_type().is_block_device();
-        rule.set_typ(Some(if block { oci_spec::runtime::LinuxDeviceType::B } else { oci_spec::runtime::LinuxDeviceType::C }));
+        rule.set_typ(Some(if block {
+            oci_spec::runtime::LinuxDeviceType::B
+        } else {
+            oci_spec::runtime::LinuxDeviceType::C
+        }));
         rule.set_major(Some(i64::from(rustix::fs::major(meta.rdev()))));
         rule.set_minor(Some(i64::from(rustix::fs::minor(meta.rdev()))));
         rule.set_access(Some(permissions.clone()));

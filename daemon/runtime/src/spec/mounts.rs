@@ -9,12 +9,28 @@ use super::{Host, SpecError};
 
 /// What is hidden from a container (unless privileged): Docker's list.
 pub(super) const MASKED: &[&str] = &[
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
-    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
 ];
 
 /// What a container sees but cannot change: Docker's list.
-pub(super) const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(super) const READ_ONLY: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// All mounts, in the order to make them.
 ///
@@ -35,10 +51,18 @@ pub(super) fn mounts(launch: &LaunchSpec, host: &Host) -> Result<Vec<Mount>, Spe
     }
     for (source, target, permissions) in devices(launch, host) {
         let read_only = !permissions.contains('w');
-        mounts.push(bind(&source, &target, &["bind", if read_only { "ro" } else { "rw" }, "nosuid", "noexec"])?);
+        mounts.push(bind(
+            &source,
+            &target,
+            &["bind", if read_only { "ro" } else { "rw" }, "nosuid", "noexec"],
+        )?);
     }
     if launch.init {
-        mounts.push(bind(&host.init_program, Path::new(super::INIT_PATH), &["bind", "ro"])?);
+        mounts.push(bind(
+            &host.init_program,
+            Path::new(super::INIT_PATH),
+            &["bind", "ro"],
+        )?);
     }
     Ok(mounts)
 }
@@ -51,31 +75,69 @@ fn standard(launch: &LaunchSpec, host: &Host) -> Result<Vec<Mount>, SpecError> {
     let bind_sys = launch.network == NetworkNamespace::Host && host.in_user_namespace;
     let mut mounts = vec![
         if bind_proc {
-            bind(Path::new("/proc"), Path::new("/proc"), &["rbind", "nosuid", "noexec", "nodev"])?
+            bind(
+                Path::new("/proc"),
+                Path::new("/proc"),
+                &["rbind", "nosuid", "noexec", "nodev"],
+            )?
         } else {
             pseudo("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"])?
         },
-        pseudo("tmpfs", "/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        pseudo(
+            "tmpfs",
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        )?,
         pseudo("devpts", "/dev/pts", "devpts", &devpts_options(host))?,
         if bind_sys {
-            bind(Path::new("/sys"), Path::new("/sys"), &["rbind", "nosuid", "noexec", "nodev", if rw { "rw" } else { "rro" }])?
+            bind(
+                Path::new("/sys"),
+                Path::new("/sys"),
+                &[
+                    "rbind",
+                    "nosuid",
+                    "noexec",
+                    "nodev",
+                    if rw { "rw" } else { "rro" },
+                ],
+            )?
         } else {
             pseudo("sysfs", "/sys", "sysfs", &["nosuid", "noexec", "nodev", writable])?
         },
     ];
     if host.cgroup_mount {
-        mounts.push(pseudo("cgroup", "/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", writable])?);
+        mounts.push(pseudo(
+            "cgroup",
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", writable],
+        )?);
     }
     if launch.host_ipc {
         for path in ["/dev/mqueue", "/dev/shm"] {
             if Path::new(path).is_dir() {
-                mounts.push(bind(Path::new(path), Path::new(path), &["rbind", "nosuid", "noexec", "nodev"])?);
+                mounts.push(bind(
+                    Path::new(path),
+                    Path::new(path),
+                    &["rbind", "nosuid", "noexec", "nodev"],
+                )?);
             }
         }
     } else {
-        mounts.push(pseudo("mqueue", "/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?);
+        mounts.push(pseudo(
+            "mqueue",
+            "/dev/mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        )?);
         let size = format!("size={}", launch.shm_size);
-        mounts.push(pseudo("tmpfs", "/dev/shm", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size])?);
+        mounts.push(pseudo(
+            "tmpfs",
+            "/dev/shm",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", &size],
+        )?);
     }
     Ok(mounts)
 }
@@ -92,10 +154,18 @@ fn devpts_options(host: &Host) -> Vec<&'static str> {
 fn user_mount(own: &MountSpec) -> Result<Mount, SpecError> {
     let read_only = if own.read_only { "ro" } else { "rw" };
     match &own.kind {
-        MountKind::Bind { source, propagation, recursive } => {
+        MountKind::Bind {
+            source,
+            propagation,
+            recursive,
+        } => {
             let kind = if *recursive { "rbind" } else { "bind" };
             // `ro` changes the topmost mount only; those below it are the host's and may be writable: `rro`.
-            let read_only = if own.read_only && *recursive { "rro" } else { read_only };
+            let read_only = if own.read_only && *recursive {
+                "rro"
+            } else {
+                read_only
+            };
             let mut options = vec![kind, read_only];
             if !propagation.is_empty() {
                 options.push(propagation);
@@ -103,7 +173,11 @@ fn user_mount(own: &MountSpec) -> Result<Mount, SpecError> {
             bind(source, Path::new(&own.target), &options)
         }
         MountKind::Tmpfs { options } => {
-            let mut all: Vec<&str> = options.iter().map(String::as_str).filter(|option| !option.is_empty()).collect();
+            let mut all: Vec<&str> = options
+                .iter()
+                .map(String::as_str)
+                .filter(|option| !option.is_empty())
+                .collect();
             all.push(read_only);
             pseudo("tmpfs", &own.target, "tmpfs", &all)
         }
@@ -114,7 +188,11 @@ fn user_mount(own: &MountSpec) -> Result<Mount, SpecError> {
 fn devices(launch: &LaunchSpec, host: &Host) -> Vec<(PathBuf, PathBuf, String)> {
     let mut devices = Vec::new();
     if launch.privileged {
-        devices.extend(host.devices.iter().map(|path| (path.clone(), path.clone(), "rwm".to_owned())));
+        devices.extend(
+            host.devices
+                .iter()
+                .map(|path| (path.clone(), path.clone(), "rwm".to_owned())),
+        );
     }
     devices.extend(launch.devices.iter().cloned());
     devices
@@ -133,21 +211,34 @@ fn mount(kind: &str, target: &Path, source: &Path, options: &[&str]) -> Result<M
         .typ(kind)
         .source(source)
         .destination(target)
-        .options(options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
+        .options(
+            options
+                .iter()
+                .map(|&option| option.to_owned())
+                .collect::<Vec<_>>(),
+        )
         .build()?)
 }
 
 /// The device nodes of the host that a privileged container gets; the ones every container has, terminals and
 /// what lies on file systems of their own are left out.
 pub(super) fn host_devices() -> Vec<PathBuf> {
-    const SKIP: &[&str] = &["null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts", "shm", "mqueue", "fd", "core"];
+    const SKIP: &[&str] = &[
+        "null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts", "shm", "mqueue", "fd",
+        "core",
+    ];
     let mut found = Vec::new();
     let mut folders = vec![(PathBuf::from("/dev"), 0)];
     while let Some((folder, depth)) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             use std::os::unix::fs::FileTypeExt;
             let Ok(kind) = entry.file_type() else { continue };
-            if depth == 0 && entry.file_name().to_str().is_none_or(|name| SKIP.contains(&name) || name.starts_with('.')) {
+            if depth == 0
+                && entry
+                    .file_name()
+                    .to_str()
+                    .is_none_or(|name| SKIP.contains(&name) || name.starts_with('.'))
+            {
                 continue;
             }
             if kind.is_dir() && depth < 3 {

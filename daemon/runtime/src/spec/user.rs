@@ -30,8 +30,10 @@ pub(crate) struct Identity {
 /// # Errors
 /// Docker's text when a name is unknown; a text with the path when a file cannot be read.
 pub(crate) fn look_up(rootfs: impl AsFd, user: &str, additional: &[String]) -> Result<Identity, String> {
-    let passwd = read_in_root(&rootfs, "etc/passwd").map_err(|error| format!("reading /etc/passwd of the image: {error}"))?;
-    let group = read_in_root(&rootfs, "etc/group").map_err(|error| format!("reading /etc/group of the image: {error}"))?;
+    let passwd = read_in_root(&rootfs, "etc/passwd")
+        .map_err(|error| format!("reading /etc/passwd of the image: {error}"))?;
+    let group = read_in_root(&rootfs, "etc/group")
+        .map_err(|error| format!("reading /etc/group of the image: {error}"))?;
     resolve(&passwd, &group, user, additional)
 }
 
@@ -49,7 +51,10 @@ fn read_in_root(rootfs: impl AsFd, path: &str) -> rustix::io::Result<String> {
         return Ok(String::new());
     }
     let mut bytes = Vec::new();
-    std::fs::File::from(file).take(LIMIT).read_to_end(&mut bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    std::fs::File::from(file)
+        .take(LIMIT)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -71,14 +76,20 @@ fn id(text: &str) -> Option<u32> {
 
 fn resolve(passwd: &str, group: &str, spec: &str, additional: &[String]) -> Result<Identity, String> {
     let (user, group_name) = spec.split_once(':').unwrap_or((spec, ""));
-    let mut who = Identity { uid: 0, gid: 0, groups: Vec::new(), home: "/".to_owned() };
+    let mut who = Identity {
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        home: "/".to_owned(),
+    };
     let number = id(user);
     if number.is_some_and(|uid| uid > MAX_ID) {
         return Err(format!("uids and gids must be in range 0-{MAX_ID}"));
     }
     let wanted = number.or_else(|| user.is_empty().then_some(0));
     let entry = lines(passwd).find(|line| {
-        (!user.is_empty() && field(line, 0) == user) || wanted.is_some_and(|uid| id(field(line, 2)) == Some(uid))
+        (!user.is_empty() && field(line, 0) == user)
+            || wanted.is_some_and(|uid| id(field(line, 2)) == Some(uid))
     });
     let mut login = None;
     match (&entry, wanted) {
@@ -91,7 +102,11 @@ fn resolve(passwd: &str, group: &str, spec: &str, additional: &[String]) -> Resu
             login = Some(field(line, 0));
         }
         (None, Some(uid)) => who.uid = uid,
-        (None, None) => return Err(format!("unable to find user {user}: no matching entries in passwd file")),
+        (None, None) => {
+            return Err(format!(
+                "unable to find user {user}: no matching entries in passwd file"
+            ));
+        }
     }
     let mut groups = Vec::new();
     if group_name.is_empty() {
@@ -120,12 +135,15 @@ fn resolve(passwd: &str, group: &str, spec: &str, additional: &[String]) -> Resu
 
 fn find_group(group: &str, name: &str) -> Result<u32, String> {
     let number = id(name);
-    let entry = lines(group).find(|line| field(line, 0) == name || (number.is_some() && id(field(line, 2)) == number));
+    let entry = lines(group)
+        .find(|line| field(line, 0) == name || (number.is_some() && id(field(line, 2)) == number));
     let gid = entry.and_then(|line| id(field(&line, 2))).or(number);
     match gid {
         Some(gid) if gid > MAX_ID => Err(format!("uids and gids must be in range 0-{MAX_ID}")),
         Some(gid) => Ok(gid),
-        None => Err(format!("unable to find group {name}: no matching entries in group file")),
+        None => Err(format!(
+            "unable to find group {name}: no matching entries in group file"
+        )),
     }
 }
 
@@ -138,11 +156,21 @@ mod tests {
     const GROUP: &str = "root:x:0:\nwww:x:34:\nadm:x:4:web,root\nlog:x:5:other, web\n";
 
     fn who(spec: &str, additional: &[&str]) -> Result<Identity, String> {
-        resolve(PASSWD, GROUP, spec, &additional.iter().map(|&s| s.to_owned()).collect::<Vec<_>>())
+        resolve(
+            PASSWD,
+            GROUP,
+            spec,
+            &additional.iter().map(|&s| s.to_owned()).collect::<Vec<_>>(),
+        )
     }
 
     fn identity(uid: u32, gid: u32, groups: &[u32], home: &str) -> Identity {
-        Identity { uid, gid, groups: groups.to_vec(), home: home.to_owned() }
+        Identity {
+            uid,
+            gid,
+            groups: groups.to_vec(),
+            home: home.to_owned(),
+        }
     }
 
     #[test]
@@ -150,19 +178,38 @@ mod tests {
         assert_eq!(who("", &[]), Ok(identity(0, 0, &[0, 4], "/root")));
         assert_eq!(who("web", &[]), Ok(identity(33, 34, &[34, 4, 5], "/srv/web")));
         assert_eq!(who("33", &[]), Ok(identity(33, 34, &[34, 4, 5], "/srv/web")));
-        assert_eq!(who("web:root", &[]), Ok(identity(33, 0, &[0], "/srv/web")), "an explicit group drops memberships");
+        assert_eq!(
+            who("web:root", &[]),
+            Ok(identity(33, 0, &[0], "/srv/web")),
+            "an explicit group drops memberships"
+        );
         assert_eq!(who("1000", &[]), Ok(identity(1000, 0, &[0], "/")));
-        assert_eq!(who("1000:1000", &["adm", "7"]), Ok(identity(1000, 1000, &[1000, 4, 7], "/")));
+        assert_eq!(
+            who("1000:1000", &["adm", "7"]),
+            Ok(identity(1000, 1000, &[1000, 4, 7], "/"))
+        );
         assert_eq!(who("nohome", &[]), Ok(identity(50, 50, &[50], "/")));
         assert_eq!(resolve("", "", "", &[]), Ok(identity(0, 0, &[0], "/")));
     }
 
     #[test]
     fn unknown_names_have_dockers_texts() {
-        assert_eq!(who("nobody", &[]).unwrap_err(), "unable to find user nobody: no matching entries in passwd file");
-        assert_eq!(who("web:wheel", &[]).unwrap_err(), "unable to find group wheel: no matching entries in group file");
-        assert_eq!(who("", &["wheel"]).unwrap_err(), "unable to find group wheel: no matching entries in group file");
-        assert_eq!(who("4294967295", &[]).unwrap_err(), "uids and gids must be in range 0-2147483647");
+        assert_eq!(
+            who("nobody", &[]).unwrap_err(),
+            "unable to find user nobody: no matching entries in passwd file"
+        );
+        assert_eq!(
+            who("web:wheel", &[]).unwrap_err(),
+            "unable to find group wheel: no matching entries in group file"
+        );
+        assert_eq!(
+            who("", &["wheel"]).unwrap_err(),
+            "unable to find group wheel: no matching entries in group file"
+        );
+        assert_eq!(
+            who("4294967295", &[]).unwrap_err(),
+            "uids and gids must be in range 0-2147483647"
+        );
     }
 
     #[test]
@@ -171,7 +218,14 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("etc")).unwrap();
         std::fs::write(dir.path().join("users"), "inside:x:7:8::/in:\n").unwrap();
         std::os::unix::fs::symlink("/../../users", dir.path().join("etc/passwd")).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("etc/group"), FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            dir.path().join("etc/group"),
+            FileType::Fifo,
+            Mode::from(0o600),
+            0,
+        )
+        .unwrap();
         let root = std::fs::File::open(dir.path()).unwrap();
         assert_eq!(look_up(&root, "inside", &[]), Ok(identity(7, 8, &[8], "/in")));
         assert!(look_up(&root, "root", &[]).is_err(), "the host's file was read");

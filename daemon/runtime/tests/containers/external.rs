@@ -9,7 +9,11 @@ use tokio::io::AsyncWriteExt;
 use crate::Scenario;
 use crate::harness::{ALL_STREAMS, Lab, collect, read_until};
 
-pub(crate) const ALL: &[Scenario] = &[("crun_runs_containers", crun_runs_containers), ("crun_terminal", crun_terminal), ("crun_errors", crun_errors)];
+pub(crate) const ALL: &[Scenario] = &[
+    ("crun_runs_containers", crun_runs_containers),
+    ("crun_terminal", crun_terminal),
+    ("crun_errors", crun_errors),
+];
 
 fn installed() -> bool {
     let installed = Path::new("/usr/bin/crun").exists();
@@ -30,7 +34,12 @@ fn crun_runs_containers(lab: Lab) {
     }
     let runtime = lab.runtime();
     lab.block(async {
-        let (output, exit) = lab.run(&runtime, &with_crun(lab.script("a", "id -u; hostname; grep Seccomp: /proc/self/status; exit 5"))).await;
+        let (output, exit) = lab
+            .run(
+                &runtime,
+                &with_crun(lab.script("a", "id -u; hostname; grep Seccomp: /proc/self/status; exit 5")),
+            )
+            .await;
         assert_eq!((output.as_str(), exit.code), ("0\nbox\nSeccomp:\t2\n", 5));
         let mut spec = with_crun(lab.script("b", "cat; sleep 1000"));
         spec.process.open_stdin = true;
@@ -42,7 +51,12 @@ fn crun_runs_containers(lab: Lab) {
         runtime.signal("b", 9).await.unwrap();
         assert_eq!(runtime.wait("b").await.unwrap().code, 137);
         runtime.delete("b").await.unwrap();
-        assert_eq!(std::fs::read_dir(lab.exec_root.join("containers")).unwrap().count(), 0);
+        assert_eq!(
+            std::fs::read_dir(lab.exec_root.join("containers"))
+                .unwrap()
+                .count(),
+            0
+        );
     });
 }
 
@@ -50,17 +64,25 @@ fn crun_terminal(lab: Lab) {
     if !installed() {
         return;
     }
-    let runtime = lab.runtime();
-    lab.block(async {
-        let mut spec = with_crun(lab.script("a", "stty size; tty"));
-        spec.process.tty = true;
-        spec.process.console_size = Some(TerminalSize { height: 20, width: 30 });
-        runtime.create(&spec).await.unwrap();
-        let io = runtime.attach("a", ALL_STREAMS).await.unwrap();
-        runtime.start("a").await.unwrap();
-        assert_eq!(collect(io).await, "20 30\r\n/dev/pts/0\r\n");
-        runtime.delete("a").await.unwrap();
+    let mut config = lab.config();
+    config.exec_root = lab.exec_root.join("a-folder-with-a-long-name".repeat(5));
+    for runtime in [lab.runtime(), skiff_runtime::ShimRuntime::new(config).unwrap()] {
+        lab.block(crun_terminal_in(&lab, &runtime));
+    }
+}
+
+async fn crun_terminal_in(lab: &Lab, runtime: &skiff_runtime::ShimRuntime) {
+    let mut spec = with_crun(lab.script("a", "stty size; tty"));
+    spec.process.tty = true;
+    spec.process.console_size = Some(TerminalSize {
+        height: 20,
+        width: 30,
     });
+    runtime.create(&spec).await.unwrap();
+    let io = runtime.attach("a", ALL_STREAMS).await.unwrap();
+    runtime.start("a").await.unwrap();
+    assert_eq!(collect(io).await, "20 30\r\n/dev/pts/0\r\n");
+    runtime.delete("a").await.unwrap();
 }
 
 fn crun_errors(lab: Lab) {
@@ -69,7 +91,10 @@ fn crun_errors(lab: Lab) {
     }
     let runtime = lab.runtime();
     lab.block(async {
-        for (command, code, text) in [("nosuchcmd", 127, "executable file not found in $PATH"), ("/bin/data", 126, "ermission denied")] {
+        for (command, code, text) in [
+            ("nosuchcmd", 127, "executable file not found in $PATH"),
+            ("/bin/data", 126, "ermission denied"),
+        ] {
             let spec = with_crun(lab.spec("a", &[command]));
             // Some runtimes look only when starting.
             let failure = match runtime.create(&spec).await {
@@ -81,9 +106,18 @@ fn crun_errors(lab: Lab) {
                 }
             };
             let message = failure.error.to_string();
-            assert_eq!((failure.exit_code, failure.error.kind()), (code, ErrorKind::InvalidParameter), "{message}");
+            assert_eq!(
+                (failure.exit_code, failure.error.kind()),
+                (code, ErrorKind::InvalidParameter),
+                "{message}"
+            );
             assert!(message.contains(text), "{message}");
         }
-        assert_eq!(std::fs::read_dir(lab.exec_root.join("containers")).unwrap().count(), 0);
+        assert_eq!(
+            std::fs::read_dir(lab.exec_root.join("containers"))
+                .unwrap()
+                .count(),
+            0
+        );
     });
 }

@@ -8,8 +8,8 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use skiff_core::runtime::{
-    AttachStreams, LaunchSpec, LogTarget, MountKind, MountSpec, NetworkNamespace, ProcessSpec, Runtime, SeccompProfile, StdStream,
-    TaskExit, TaskIo,
+    AttachStreams, LaunchSpec, LogTarget, MountKind, MountSpec, NetworkNamespace, ProcessSpec, Runtime,
+    SeccompProfile, StdStream, TaskExit, TaskIo,
 };
 use skiff_runtime::{RuntimeConfig, ShimRuntime};
 
@@ -33,7 +33,14 @@ pub(crate) fn run_all(all: &[Scenario]) -> ExitCode {
     }
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| {
-        filters.is_empty() || filters.iter().any(|f| if has("--exact") { *f == name } else { name.contains(f.as_str()) })
+        filters.is_empty()
+            || filters.iter().any(|f| {
+                if has("--exact") {
+                    *f == name
+                } else {
+                    name.contains(f.as_str())
+                }
+            })
     };
     if let Err(missing) = prerequisites() {
         println!("skipped: all scenarios: {missing}");
@@ -46,7 +53,11 @@ pub(crate) fn run_all(all: &[Scenario]) -> ExitCode {
         failed += u32::from(!passed);
     }
     println!("{failed} failed");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn prerequisites() -> Result<(), String> {
@@ -56,8 +67,16 @@ fn prerequisites() -> Result<(), String> {
         }
     }
     if rustix::process::geteuid().is_root() {
-        let known = Command::new("id").arg(USER).output().is_ok_and(|output| output.status.success());
-        if !known && !Command::new("useradd").args(["-m", USER]).status().is_ok_and(|status| status.success()) {
+        let known = Command::new("id")
+            .arg(USER)
+            .output()
+            .is_ok_and(|output| output.status.success());
+        if !known
+            && !Command::new("useradd")
+                .args(["-m", USER])
+                .status()
+                .is_ok_and(|status| status.success())
+        {
             return Err(format!("cannot add the user {USER}"));
         }
     }
@@ -66,7 +85,10 @@ fn prerequisites() -> Result<(), String> {
 
 /// Runs a scenario in namespaces of its own.
 fn run_one(name: &str) -> bool {
-    let folder = tempfile::Builder::new().prefix("skiff-runtime-").tempdir().unwrap();
+    let folder = tempfile::Builder::new()
+        .prefix("skiff-runtime-")
+        .tempdir()
+        .unwrap();
     // Other users must be able to execute it, which the build's folder may not allow.
     let program = folder.path().join("containers-test");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
@@ -78,14 +100,27 @@ fn run_one(name: &str) -> bool {
             let output = Command::new("id").args([flag, USER]).output().unwrap();
             String::from_utf8(output.stdout).unwrap().trim().to_owned()
         };
-        command.args([format!("--reuid={}", id("-u")), format!("--regid={}", id("-g")), "--init-groups".to_owned()]);
+        command.args([
+            format!("--reuid={}", id("-u")),
+            format!("--regid={}", id("-g")),
+            "--init-groups".to_owned(),
+        ]);
         command.arg("unshare");
         command
     } else {
         Command::new("unshare")
     };
     let status = command
-        .args(["--user", "--map-root-user", "--map-auto", "--mount", "--net", "--cgroup", "--fork", "--kill-child"])
+        .args([
+            "--user",
+            "--map-root-user",
+            "--map-auto",
+            "--mount",
+            "--net",
+            "--cgroup",
+            "--fork",
+            "--kill-child",
+        ])
         .arg(&program)
         .env(INSIDE, name)
         .env(FOLDER, folder.path())
@@ -116,13 +151,26 @@ impl Lab {
         make_rootfs(&rootfs);
         let exec_root = folder.join("run");
         fs::create_dir(&exec_root).unwrap();
-        let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        Self { folder, rootfs, exec_root, tokio }
+        let tokio = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        Self {
+            folder,
+            rootfs,
+            exec_root,
+            tokio,
+        }
     }
 
     /// Runs the asynchronous part; a scenario that hangs is a failure.
     pub(crate) fn block<T>(&self, work: impl Future<Output = T>) -> T {
-        self.tokio.block_on(async { tokio::time::timeout(Duration::from_secs(60), work).await.expect("it hangs") })
+        self.tokio.block_on(async {
+            tokio::time::timeout(Duration::from_secs(60), work)
+                .await
+                .expect("it hangs")
+        })
     }
 
     pub(crate) fn config(&self) -> RuntimeConfig {
@@ -178,7 +226,11 @@ impl Lab {
             devices: Vec::new(),
             oom_score_adj: 0,
             init: false,
-            log: LogTarget::JsonFile { path: self.log_path(id), max_size: None, max_files: 1 },
+            log: LogTarget::JsonFile {
+                path: self.log_path(id),
+                max_size: None,
+                max_files: 1,
+            },
             annotations: Vec::new(),
         }
     }
@@ -194,9 +246,15 @@ impl Lab {
 
     /// Runs a container to its end: what it wrote (both streams) and how it ended.
     pub(crate) async fn run(&self, runtime: &ShimRuntime, spec: &LaunchSpec) -> (String, TaskExit) {
-        runtime.create(spec).await.unwrap_or_else(|failure| panic!("create: {:?}", failure.error));
+        runtime
+            .create(spec)
+            .await
+            .unwrap_or_else(|failure| panic!("create: {:?}", failure.error));
         let io = runtime.attach(&spec.id, OUTPUT).await.unwrap();
-        runtime.start(&spec.id).await.unwrap_or_else(|failure| panic!("start: {:?}", failure.error));
+        runtime
+            .start(&spec.id)
+            .await
+            .unwrap_or_else(|failure| panic!("start: {:?}", failure.error));
         let output = collect(io).await;
         let exit = runtime.wait(&spec.id).await.unwrap();
         runtime.delete(&spec.id).await.unwrap();
@@ -212,9 +270,17 @@ impl Lab {
 }
 
 /// Both output streams.
-pub(crate) const OUTPUT: AttachStreams = AttachStreams { stdin: false, stdout: true, stderr: true };
+pub(crate) const OUTPUT: AttachStreams = AttachStreams {
+    stdin: false,
+    stdout: true,
+    stderr: true,
+};
 /// All streams.
-pub(crate) const ALL_STREAMS: AttachStreams = AttachStreams { stdin: true, stdout: true, stderr: true };
+pub(crate) const ALL_STREAMS: AttachStreams = AttachStreams {
+    stdin: true,
+    stdout: true,
+    stderr: true,
+};
 
 /// Reads output to its end.
 pub(crate) async fn collect(mut io: TaskIo) -> String {
@@ -230,7 +296,11 @@ pub(crate) async fn collect(mut io: TaskIo) -> String {
 pub(crate) async fn read_until(io: &mut TaskIo, text: &str) -> String {
     let mut seen = String::new();
     while !seen.contains(text) {
-        let chunk = io.output.recv().await.unwrap_or_else(|| panic!("the end, instead of {text:?}, after {seen:?}"));
+        let chunk = io
+            .output
+            .recv()
+            .await
+            .unwrap_or_else(|| panic!("the end, instead of {text:?}, after {seen:?}"));
         seen.push_str(&String::from_utf8_lossy(&chunk.bytes));
     }
     seen
@@ -238,8 +308,16 @@ pub(crate) async fn read_until(io: &mut TaskIo, text: &str) -> String {
 
 /// A bind mount.
 pub(crate) fn bind(source: impl Into<PathBuf>, target: &str, read_only: bool) -> MountSpec {
-    let kind = MountKind::Bind { source: source.into(), propagation: "rprivate".to_owned(), recursive: true };
-    MountSpec { target: target.to_owned(), kind, read_only }
+    let kind = MountKind::Bind {
+        source: source.into(),
+        propagation: "rprivate".to_owned(),
+        recursive: true,
+    };
+    MountSpec {
+        target: target.to_owned(),
+        kind,
+        read_only,
+    }
 }
 
 /// The host's programs, e.g. perl, with which a scenario makes system calls that busybox has no applet for.
@@ -251,16 +329,26 @@ pub(crate) fn host_programs(spec: &mut LaunchSpec) {
 }
 
 fn make_rootfs(rootfs: &Path) {
-    for folder in ["bin", "etc", "tmp", "proc", "sys", "dev", "root", "usr", "lib", "lib64", "sbin"] {
+    for folder in [
+        "bin", "etc", "tmp", "proc", "sys", "dev", "root", "usr", "lib", "lib64", "sbin",
+    ] {
         fs::create_dir_all(rootfs.join(folder)).unwrap();
     }
     fs::set_permissions(rootfs.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
     let applets = Command::new("/bin/busybox").arg("--list").output().unwrap();
-    for applet in String::from_utf8(applets.stdout).unwrap().lines().filter(|name| *name != "busybox") {
+    for applet in String::from_utf8(applets.stdout)
+        .unwrap()
+        .lines()
+        .filter(|name| *name != "busybox")
+    {
         let _ = symlink("busybox", rootfs.join("bin").join(applet));
     }
-    fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/srv/web:/bin/sh\n").unwrap();
+    fs::write(
+        rootfs.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/srv/web:/bin/sh\n",
+    )
+    .unwrap();
     fs::write(rootfs.join("etc/group"), "root:x:0:\nwww:x:34:\nadm:x:4:web\n").unwrap();
     fs::write(rootfs.join("bin/data"), "not a program\n").unwrap();
     fs::write(rootfs.join("bin/garbage"), "\x7fgarbage\n").unwrap();

@@ -45,8 +45,10 @@ fn capabilities(lab: Lab) {
 
 /// Makes system calls by number with perl (the numbers are those of `seccomp::syscalls`) and prints the error numbers.
 fn perl(lab: &Lab, calls: &[&str]) -> skiff_core::runtime::LaunchSpec {
-    let body: String =
-        calls.iter().map(|call| format!("$! = 0; my $r = syscall({call}); print $r == -1 ? $!+0 : 'ok', \"\\n\"; ")).collect();
+    let body: String = calls
+        .iter()
+        .map(|call| format!("$! = 0; my $r = syscall({call}); print $r == -1 ? $!+0 : 'ok', \"\\n\"; "))
+        .collect();
     let mut spec = lab.spec("a", &["/usr/bin/perl", "-e", &body.replace("my $r", "$r")]);
     host_programs(&mut spec);
     spec
@@ -56,8 +58,20 @@ fn perl(lab: &Lab, calls: &[&str]) -> skiff_core::runtime::LaunchSpec {
 /// personality(READ_IMPLIES_EXEC), io_uring_setup, a number no kernel has, socket(AF_INET), personality(query).
 #[cfg(target_arch = "x86_64")]
 const CALLS: &[&str] = &[
-    "250, 0, 0, 0, 0, 0", "248, 0, 0, 0, 0, 0", "272, 0x20000", "435, 0, 0", "165, 0, 0, 0, 0, 0", "41, 38, 5, 0", "41, 0x100000026, 5, 0",
-    "41, 40, 1, 0", "321, 0, 0, 0", "135, 0x400000", "425, 1, 0", "9999", "41, 2, 1, 0", "135, 0xffffffff",
+    "250, 0, 0, 0, 0, 0",
+    "248, 0, 0, 0, 0, 0",
+    "272, 0x20000",
+    "435, 0, 0",
+    "165, 0, 0, 0, 0, 0",
+    "41, 38, 5, 0",
+    "41, 0x100000026, 5, 0",
+    "41, 40, 1, 0",
+    "321, 0, 0, 0",
+    "135, 0x400000",
+    "425, 1, 0",
+    "9999",
+    "41, 2, 1, 0",
+    "135, 0xffffffff",
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const CALLS: &[&str] = &[];
@@ -159,7 +173,11 @@ struct Network(Child);
 
 impl Network {
     fn new() -> Self {
-        let child = Command::new("unshare").args(["--net", "sleep", "1000"]).stdout(Stdio::null()).spawn().unwrap();
+        let child = Command::new("unshare")
+            .args(["--net", "sleep", "1000"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         let own = std::fs::read_link("/proc/self/ns/net").unwrap();
         while std::fs::read_link(format!("/proc/{}/ns/net", child.id())).is_ok_and(|link| link == own) {
             std::thread::yield_now();

@@ -9,18 +9,29 @@ use skiff_runtime::live_shims;
 use tokio::io::AsyncWriteExt;
 
 use crate::Scenario;
-use crate::harness::{ALL_STREAMS, Lab, OUTPUT, collect, read_until};
+use crate::harness::{ALL_STREAMS, Lab, OUTPUT, bind, collect, host_programs, read_until};
 
 pub(crate) const ALL: &[Scenario] = &[
     ("signals", signals),
     ("operations_out_of_order", operations_out_of_order),
     ("deletion_kills", deletion_kills),
     ("a_new_daemon_adopts", a_new_daemon_adopts),
-    ("a_killed_shim_takes_its_container_along", a_killed_shim_takes_its_container_along),
-    ("an_abandoned_creation_leaves_nothing", an_abandoned_creation_leaves_nothing),
+    (
+        "a_killed_shim_takes_its_container_along",
+        a_killed_shim_takes_its_container_along,
+    ),
+    (
+        "an_abandoned_creation_leaves_nothing",
+        an_abandoned_creation_leaves_nothing,
+    ),
     ("long_paths", long_paths),
     ("two_hundred_runs_leave_nothing", two_hundred_runs_leave_nothing),
+    (
+        "init_reaps_forwards_and_ends_as_the_command",
+        init_reaps_forwards_and_ends_as_the_command,
+    ),
     ("init_needs_a_static_program", init_needs_a_static_program),
+    ("the_program_is_protected", the_program_is_protected),
 ];
 
 fn signals(lab: Lab) {
@@ -57,13 +68,22 @@ fn operations_out_of_order(lab: Lab) {
     let runtime = lab.runtime();
     lab.block(async {
         assert_eq!(runtime.wait("a").await.unwrap_err().kind(), ErrorKind::NotFound);
-        assert_eq!(runtime.signal("a", 9).await.unwrap_err().kind(), ErrorKind::NotFound);
-        assert_eq!(runtime.attach("../../etc", OUTPUT).await.err().unwrap().kind(), ErrorKind::InvalidParameter);
+        assert_eq!(
+            runtime.signal("a", 9).await.unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
+        assert_eq!(
+            runtime.attach("../../etc", OUTPUT).await.err().unwrap().kind(),
+            ErrorKind::InvalidParameter
+        );
         assert!(runtime.delete("a").await.is_ok());
         assert_eq!(runtime.adopt("a").await.unwrap(), Adopted::Gone);
         let spec = lab.script("a", "exit 2");
         runtime.create(&spec).await.unwrap();
-        assert_eq!(runtime.create(&spec).await.unwrap_err().error.kind(), ErrorKind::Conflict);
+        assert_eq!(
+            runtime.create(&spec).await.unwrap_err().error.kind(),
+            ErrorKind::Conflict
+        );
         runtime.start("a").await.unwrap();
         assert!(runtime.start("a").await.is_err());
         assert_eq!(runtime.wait("a").await.unwrap().code, 2);
@@ -82,7 +102,10 @@ fn deletion_kills(lab: Lab) {
     let runtime = lab.runtime();
     lab.block(async {
         for started in [false, true] {
-            runtime.create(&lab.script("a", "sleep 1000 & sleep 1000")).await.unwrap();
+            runtime
+                .create(&lab.script("a", "sleep 1000 & sleep 1000"))
+                .await
+                .unwrap();
             if started {
                 runtime.start("a").await.unwrap();
             }
@@ -151,7 +174,11 @@ fn a_killed_shim_takes_its_container_along(lab: Lab) {
             if started {
                 runtime.start("a").await.unwrap();
             }
-            let task = skiff_sys::identity::ProcessIdentity::of(pid).unwrap().open().unwrap().unwrap();
+            let task = skiff_sys::identity::ProcessIdentity::of(pid)
+                .unwrap()
+                .open()
+                .unwrap()
+                .unwrap();
             let shim = live_shims(&lab.exec_root).remove(0);
             let (exit, ()) = tokio::join!(runtime.wait("a"), async {
                 // Let the waiter connect first.
@@ -166,7 +193,11 @@ fn a_killed_shim_takes_its_container_along(lab: Lab) {
         // Killed while no daemon watches.
         let pid = runtime.create(&lab.script("b", "sleep 1000")).await.unwrap();
         runtime.start("b").await.unwrap();
-        let task = skiff_sys::identity::ProcessIdentity::of(pid).unwrap().open().unwrap().unwrap();
+        let task = skiff_sys::identity::ProcessIdentity::of(pid)
+            .unwrap()
+            .open()
+            .unwrap()
+            .unwrap();
         end(&live_shims(&lab.exec_root).remove(0));
         assert_eq!(lab.runtime().adopt("b").await.unwrap(), Adopted::Gone);
         wait_for(&task);
@@ -180,10 +211,17 @@ fn an_abandoned_creation_leaves_nothing(lab: Lab) {
         for round in 0..20u64 {
             let spec = lab.script("a", "sleep 1000");
             // Dropped at an arbitrary point.
-            let _ = tokio::time::timeout(std::time::Duration::from_micros(round * 700), runtime.create(&spec)).await;
+            let _ = tokio::time::timeout(
+                std::time::Duration::from_micros(round * 700),
+                runtime.create(&spec),
+            )
+            .await;
             runtime.delete("a").await.unwrap();
         }
-        assert_eq!(std::fs::read_dir(lab.exec_root.join("containers")).map_or(0, Iterator::count), 0);
+        assert_eq!(
+            std::fs::read_dir(lab.exec_root.join("containers")).map_or(0, Iterator::count),
+            0
+        );
     });
     no_process_names(&lab.folder);
 }
@@ -198,7 +236,8 @@ fn no_process_names(folder: &Path) {
             .unwrap()
             .flatten()
             .filter(|entry| {
-                std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(needle))
+                std::fs::read(entry.path().join("cmdline"))
+                    .is_ok_and(|line| String::from_utf8_lossy(&line).contains(needle))
             })
             .map(|entry| entry.file_name())
             .collect();
@@ -212,7 +251,10 @@ fn no_process_names(folder: &Path) {
 
 fn long_paths(lab: Lab) {
     let mut config = lab.config();
-    config.exec_root = lab.exec_root.join("a-folder-with-a-long-name".repeat(5)).join("another".repeat(5));
+    config.exec_root = lab
+        .exec_root
+        .join("a-folder-with-a-long-name".repeat(5))
+        .join("another".repeat(5));
     let runtime = skiff_runtime::ShimRuntime::new(config).unwrap();
     lab.block(async {
         for tty in [false, true] {
@@ -226,7 +268,12 @@ fn long_paths(lab: Lab) {
 
 fn two_hundred_runs_leave_nothing(lab: Lab) {
     let runtime = lab.runtime();
-    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let mounts = || {
+        std::fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .lines()
+            .count()
+    };
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     lab.block(async {
         // The first runs make what stays: the runtime's own descriptors, its threads.
@@ -248,9 +295,18 @@ fn two_hundred_runs_leave_nothing(lab: Lab) {
         assert_eq!((mounts(), descriptors()), before);
     });
     assert!(live_shims(&lab.exec_root).is_empty());
-    assert_eq!(std::fs::read_dir(lab.exec_root.join("containers")).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(lab.exec_root.join("containers"))
+            .unwrap()
+            .count(),
+        0
+    );
     no_process_names(&lab.folder);
-    let left: BTreeSet<_> = std::fs::read_dir(&lab.exec_root).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    let left: BTreeSet<_> = std::fs::read_dir(&lab.exec_root)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
     assert_eq!(left, ["containers".into()].into());
 }
 
@@ -265,17 +321,87 @@ async fn futures<T, F: Future<Output = T>>(all: impl Iterator<Item = F>) -> Vec<
                 *result = Some(value);
             }
         }
-        if pending.iter().all(|(_, result)| result.is_some()) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if pending.iter().all(|(_, result)| result.is_some()) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
     pending.into_iter().filter_map(|(_, result)| result).collect()
 }
 
-fn init_needs_a_static_program(lab: Lab) {
+/// The role itself; our test program is dynamic, so it gets the host's libraries.
+fn init_reaps_forwards_and_ends_as_the_command(lab: Lab) {
+    let runtime = lab.runtime();
     lab.block(async {
-        let mut spec = lab.script("a", "true");
+        let with_init = |args: &[&str]| {
+            let mut all = vec!["/init-program", "init", "--"];
+            all.extend_from_slice(args);
+            let mut spec = lab.spec("a", &all);
+            host_programs(&mut spec);
+            spec.mounts.push(bind(lab.folder.join("containers-test"), "/init-program", true));
+            spec
+        };
+        for (args, code) in [(&["sh", "-c", "exit 7"][..], 7), (&["nosuchcmd"], 127), (&["/bin/data"], 126), (&["sh", "-c", "kill -9 $$"], 137)] {
+            assert_eq!(lab.run(&runtime, &with_init(args)).await.1.code, code, "{args:?}");
+        }
+        // Orphans are reaped, and a signal reaches the command although process 1 would ignore it.
+        let script = "(sleep 0.01 & true); trap 'ls -d /proc/[0-9]* | wc -l; exit 8' TERM; echo ready; while :; do sleep 0.05; done";
+        let spec = with_init(&["sh", "-c", script]);
+        runtime.create(&spec).await.unwrap();
+        let mut io = runtime.attach("a", OUTPUT).await.unwrap();
+        runtime.start("a").await.unwrap();
+        read_until(&mut io, "ready\n").await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        runtime.signal("a", 15).await.unwrap();
+        // init, the shell, and the two of the pipeline.
+        assert_eq!(collect(io).await, "4\n");
+        assert_eq!(runtime.wait("a").await.unwrap().code, 8);
+        runtime.delete("a").await.unwrap();
+    });
+}
+
+/// `--init` works with a static build and is refused with another.
+fn init_needs_a_static_program(lab: Lab) {
+    let runtime = lab.runtime();
+    lab.block(async {
+        let mut spec = lab.script("a", "cat /proc/1/cmdline | tr '\\0' ' '; exit 9");
         spec.init = true;
-        let failure = lab.runtime().create(&spec).await.unwrap_err();
-        assert_eq!(failure.error.kind(), ErrorKind::NotImplemented);
+        if cfg!(target_feature = "crt-static") {
+            let (output, exit) = lab.run(&runtime, &spec).await;
+            assert!(output.starts_with("/sbin/docker-init -- /bin/sh"), "{output}");
+            assert_eq!(exit.code, 9);
+        } else {
+            assert_eq!(
+                runtime.create(&spec).await.unwrap_err().error.kind(),
+                ErrorKind::NotImplemented
+            );
+        }
+    });
+}
+
+/// A program started through the protected path cannot be opened for writing by way of `/proc/PID/exe`.
+fn the_program_is_protected(lab: Lab) {
+    let path = skiff_runtime::protected_program(&lab.exec_root).unwrap();
+    assert_eq!(
+        skiff_runtime::protected_program(&lab.exec_root).unwrap(),
+        path,
+        "asked again"
+    );
+    let error = std::fs::OpenOptions::new().write(true).open(&path).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EROFS));
+    let mut config = lab.config();
+    config.shim_command[0] = path.clone().into();
+    let runtime = skiff_runtime::ShimRuntime::new(config).unwrap();
+    lab.block(async {
+        runtime.create(&lab.script("a", "true")).await.unwrap();
+        let shim = live_shims(&lab.exec_root).remove(0);
+        let error = std::fs::OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{}/exe", shim.pid))
+            .unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(nix::libc::EROFS));
+        runtime.delete("a").await.unwrap();
     });
 }

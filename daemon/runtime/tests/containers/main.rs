@@ -8,7 +8,12 @@
 //! Speaks enough of libtest's command line for `cargo test` and nextest. Needs busybox, unshare and newuidmap; what is
 //! missing is said, and the scenario counts as skipped.
 
-#![expect(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, reason = "a test program")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test program"
+)]
 
 mod basics;
 mod external;
@@ -23,13 +28,29 @@ use std::process::ExitCode;
 pub(crate) type Scenario = (&'static str, fn(harness::Lab));
 
 fn scenarios() -> Vec<Scenario> {
-    [basics::ALL, streams::ALL, isolation::ALL, lifetime::ALL, external::ALL].concat()
+    [
+        basics::ALL,
+        streams::ALL,
+        isolation::ALL,
+        lifetime::ALL,
+        external::ALL,
+    ]
+    .concat()
 }
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|role| role == "shim") {
-        return skiff_runtime::shim_main(args);
+    match args.next().as_ref().and_then(|role| role.to_str()) {
+        Some("shim") => return skiff_runtime::shim_main(args),
+        // With `--init` the program's name is the role.
+        Some("init") => return skiff_runtime::init_main(args),
+        _ if std::env::args_os()
+            .next()
+            .is_some_and(|name| name == "/sbin/docker-init") =>
+        {
+            return skiff_runtime::init_main(std::env::args_os().skip(1));
+        }
+        _ => {}
     }
     if let Ok(name) = std::env::var(harness::INSIDE) {
         let scenario = scenarios().into_iter().find(|(known, _)| *known == name);

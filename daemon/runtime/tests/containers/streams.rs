@@ -10,14 +10,35 @@ use crate::Scenario;
 use crate::harness::{ALL_STREAMS, Lab, OUTPUT, collect, read_until};
 
 pub(crate) const ALL: &[Scenario] = &[
-    ("streams_are_told_apart_and_complete", streams_are_told_apart_and_complete),
-    ("input_reaches_the_container_and_ends", input_reaches_the_container_and_ends),
-    ("input_stays_open_for_the_next_client", input_stays_open_for_the_next_client),
-    ("input_that_is_not_read_blocks_nobody_else", input_that_is_not_read_blocks_nobody_else),
-    ("a_slow_client_slows_the_container_and_a_gone_one_does_not", a_slow_client_slows_the_container_and_a_gone_one_does_not),
-    ("output_can_be_dropped_while_input_goes_on", output_can_be_dropped_while_input_goes_on),
+    (
+        "streams_are_told_apart_and_complete",
+        streams_are_told_apart_and_complete,
+    ),
+    (
+        "input_reaches_the_container_and_ends",
+        input_reaches_the_container_and_ends,
+    ),
+    (
+        "input_stays_open_for_the_next_client",
+        input_stays_open_for_the_next_client,
+    ),
+    (
+        "input_that_is_not_read_blocks_nobody_else",
+        input_that_is_not_read_blocks_nobody_else,
+    ),
+    (
+        "a_slow_client_slows_the_container_and_a_gone_one_does_not",
+        a_slow_client_slows_the_container_and_a_gone_one_does_not,
+    ),
+    (
+        "output_can_be_dropped_while_input_goes_on",
+        output_can_be_dropped_while_input_goes_on,
+    ),
     ("terminal", terminal),
-    ("terminal_with_a_command_that_ends_at_once", terminal_with_a_command_that_ends_at_once),
+    (
+        "terminal_with_a_command_that_ends_at_once",
+        terminal_with_a_command_that_ends_at_once,
+    ),
     ("logs_are_kept_and_followed", logs_are_kept_and_followed),
     ("log_none", log_none),
 ];
@@ -44,7 +65,9 @@ fn streams_are_told_apart_and_complete(lab: Lab) {
                 StdStream::Stderr => err.extend_from_slice(&chunk.bytes),
             }
         }
-        let expected: String = std::iter::once("out\n".to_owned()).chain((1..=200_000).map(|n| format!("{n}\n"))).collect();
+        let expected: String = std::iter::once("out\n".to_owned())
+            .chain((1..=200_000).map(|n| format!("{n}\n")))
+            .collect();
         assert!(out == expected.as_bytes() && err == b"err\n");
         assert_eq!(drain.await.unwrap(), out.len() + err.len());
         assert_eq!(runtime.wait("a").await.unwrap().code, 0);
@@ -136,7 +159,10 @@ fn input_that_is_not_read_blocks_nobody_else(lab: Lab) {
         runtime.start("a").await.unwrap();
         for _ in 0..5 {
             read_until(&mut io, "tick\n").await;
-            runtime.resize("a", TerminalSize { height: 1, width: 1 }).await.expect_err("it has no terminal");
+            runtime
+                .resize("a", TerminalSize { height: 1, width: 1 })
+                .await
+                .expect_err("it has no terminal");
         }
         runtime.signal("a", 9).await.unwrap();
         assert_eq!(runtime.wait("a").await.unwrap().code, 137);
@@ -148,7 +174,10 @@ fn input_that_is_not_read_blocks_nobody_else(lab: Lab) {
 fn a_slow_client_slows_the_container_and_a_gone_one_does_not(lab: Lab) {
     let runtime = lab.runtime();
     lab.block(async {
-        let mut spec = lab.script("a", "dd if=/dev/zero bs=64k count=400 2>/dev/null; touch /tmp/through; echo; echo end");
+        let mut spec = lab.script(
+            "a",
+            "dd if=/dev/zero bs=64k count=400 2>/dev/null; touch /tmp/through; echo; echo end",
+        );
         spec.log = LogTarget::None;
         runtime.create(&spec).await.unwrap();
         let mut io = runtime.attach("a", OUTPUT).await.unwrap();
@@ -170,7 +199,10 @@ fn a_slow_client_slows_the_container_and_a_gone_one_does_not(lab: Lab) {
 fn output_can_be_dropped_while_input_goes_on(lab: Lab) {
     let runtime = lab.runtime();
     lab.block(async {
-        let mut spec = lab.script("a", "read x; dd if=/dev/zero bs=64k count=100 2>/dev/null; read y; exit $y");
+        let mut spec = lab.script(
+            "a",
+            "read x; dd if=/dev/zero bs=64k count=100 2>/dev/null; read y; exit $y",
+        );
         spec.process.open_stdin = true;
         spec.log = LogTarget::None;
         runtime.create(&spec).await.unwrap();
@@ -217,7 +249,11 @@ fn terminal_with_a_command_that_ends_at_once(lab: Lab) {
             let mut spec = lab.script("a", "echo the last words");
             spec.process.tty = true;
             let (output, exit) = lab.run(&runtime, &spec).await;
-            assert_eq!((output.as_str(), exit.code), ("the last words\r\n", 0), "round {round}");
+            assert_eq!(
+                (output.as_str(), exit.code),
+                ("the last words\r\n", 0),
+                "round {round}"
+            );
         }
         let mut spec = lab.spec("b", &["nosuchcmd"]);
         spec.process.tty = true;
@@ -249,7 +285,13 @@ fn logs_are_kept_and_followed(lab: Lab) {
             seen.push((entry.stream, String::from_utf8(entry.line.to_vec()).unwrap()));
         }
         seen.sort_by_key(|(stream, _)| *stream as u8);
-        assert_eq!(seen, [(StdStream::Stdout, "one\n".to_owned()), (StdStream::Stderr, "two\n".to_owned())]);
+        assert_eq!(
+            seen,
+            [
+                (StdStream::Stdout, "one\n".to_owned()),
+                (StdStream::Stderr, "two\n".to_owned())
+            ]
+        );
         let mut io = runtime.attach("a", ALL_STREAMS).await.unwrap();
         io.input.as_mut().unwrap().write_all(b"\n").await.unwrap();
         assert_eq!(runtime.wait("a").await.unwrap().code, 0);
@@ -258,7 +300,10 @@ fn logs_are_kept_and_followed(lab: Lab) {
         while let Some(entry) = log.recv().await {
             rest.extend_from_slice(&entry.unwrap().line);
         }
-        assert_eq!(rest, b"three\nend", "all that was written before the end is in the log when the end is told");
+        assert_eq!(
+            rest, b"three\nend",
+            "all that was written before the end is in the log when the end is told"
+        );
         runtime.delete("a").await.unwrap();
     });
 }
@@ -271,7 +316,11 @@ fn log_none(lab: Lab) {
         let started = Instant::now();
         runtime.create(&spec).await.unwrap();
         runtime.start("a").await.unwrap();
-        assert_eq!(runtime.wait("a").await.unwrap().code, 0, "nobody reads, and nobody waits");
+        assert_eq!(
+            runtime.wait("a").await.unwrap().code,
+            0,
+            "nobody reads, and nobody waits"
+        );
         assert!(started.elapsed() < Duration::from_secs(30));
         runtime.delete("a").await.unwrap();
         assert!(!lab.log_path("a").exists());
