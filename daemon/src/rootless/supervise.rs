@@ -255,7 +255,9 @@ impl Supervisor {
             let _ = self.keeper.child.kill();
             let _ = self.keeper.child.wait();
             self.record.remove();
-        } else if self.stopped.is_none() {
+        }
+        // A daemon that ends by itself says why.
+        if self.stopped.is_none() && (self.ready || status.signal().is_some()) {
             tracing::error!(%status, "the daemon ended unexpectedly; containers go on, the next start takes them over");
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use skiff_core::system::SystemFacts;
+use skiff_core::system::{Component, SystemFacts};
 
 use crate::config::{Config, Host};
 use crate::rootless::messages::HostFacts;
@@ -124,9 +124,6 @@ fn warnings(config: &Config, host: &HostFacts) -> Vec<String> {
     warnings
 }
 
-/// Name, version, details.
-type Component = (String, String, Vec<(String, String)>);
-
 /// What Docker shows here is RootlessKit. There is none, and no client is known to look for it, so the part that
 /// does its work goes by its own name, with the same rows.
 fn components(config: &Config, host: &HostFacts) -> Vec<Component> {
@@ -143,7 +140,7 @@ fn components(config: &Config, host: &HostFacts) -> Vec<Component> {
         ("Pid", keeper.to_string()),
     ];
     let rows = rows.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    vec![("skiff-keeper".to_owned(), crate::VERSION.to_owned(), rows)]
+    vec![Component { name: "skiff-keeper".to_owned(), version: crate::VERSION.to_owned(), details: rows }]
 }
 
 /// The id that this data root was given when it was first used.

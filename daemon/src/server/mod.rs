@@ -205,12 +205,13 @@ async fn serve(setup: Setup, bound: Vec<Bound>) -> Result<ExitCode, String> {
     };
     let servers = wired.serve(bound, &shutdown)?;
     tracing::info!("Daemon has completed initialization");
-    for name in names {
-        tracing::info!("API listen on {name}");
-    }
     match &parent {
         Some(parent) => parent.say(FromDaemon::Ready),
         None => drop(sd_notify::notify(&[sd_notify::NotifyState::Ready])),
+    }
+    // After the message: whoever reads this line may rely on what the parent does for a daemon that was ready.
+    for name in names {
+        tracing::info!("API listen on {name}");
     }
     skiff_sys::heap::trim();
 

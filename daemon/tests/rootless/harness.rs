@@ -87,7 +87,14 @@ impl Place {
             fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
             place.give(&path);
         }
-        fs::copy(env!("CARGO_BIN_EXE_skiffd"), place.program()).unwrap();
+        // By another process: were the copy open for writing here, a test that forks now would keep it open in its
+        // child for a moment, and nobody could execute it (ETXTBSY).
+        let copied = Command::new("cp")
+            .arg(env!("CARGO_BIN_EXE_skiffd"))
+            .arg(place.program())
+            .status()
+            .unwrap();
+        assert!(copied.success());
         fs::set_permissions(place.program(), Permissions::from_mode(0o755)).unwrap();
         place
     }
@@ -259,8 +266,16 @@ impl Daemon {
             .expect("a daemon process")
     }
 
+    /// Waits for its end, and for the last line that it or its server wrote.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         wait_for_end(&ProcessIdentity::of(self.pid()).ok());
+        let deadline = Instant::now() + PATIENCE;
+        while let Ok(line) = self
+            .lines
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            self.seen.push(line);
+        }
         self.child.wait().unwrap()
     }
 

@@ -103,10 +103,12 @@ fn when_everything_was_killed_everything_is_new() {
     let mut first = place.start();
     let server = ProcessIdentity::of(first.server()).ok();
     let keeper = place.keeper();
+    let keeper_process = ProcessIdentity::of(keeper).ok();
     first.signal(Signal::SIGKILL);
     signal_pid(keeper, Signal::SIGKILL);
     first.wait();
     wait_for_end(&server);
+    wait_for_end(&keeper_process);
 
     let mut second = place.start();
     assert!(!second.said("found the namespaces of an earlier run"));
