@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use skiff_core::AuthConfig;
 use skiff_core::container::ListOptions;
 use skiff_core::filters::Filters;
-use skiff_core::system::{API_VERSION, MIN_API_VERSION, SystemFacts};
+use skiff_core::system::{API_VERSION, Component, MIN_API_VERSION, SystemFacts};
 
 use crate::error::{Answer, ApiError};
 use crate::extract::JsonBody;
@@ -66,7 +66,7 @@ fn version_of(facts: &SystemFacts) -> Value {
             "Os": "linux",
         },
     });
-    let others = facts.components.iter().map(|(name, version, details)| {
+    let others = facts.components.iter().map(|Component { name, version, details }| {
         let details: Map<String, Value> = details.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         json!({"Name": name, "Version": version, "Details": details})
     });

@@ -346,10 +346,12 @@ fn string_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<V
         One(String),
         Many(Vec<String>),
     }
-    Ok(Option::<Either>::deserialize(deserializer)?.map(|either| match either {
-        Either::One(text) => vec![text],
-        Either::Many(list) => list,
-    }))
+    Ok(
+        Option::<Either>::deserialize(deserializer)?.map(|either| match either {
+            Either::One(text) => vec![text],
+            Either::Many(list) => list,
+        }),
+    )
 }
 
 #[cfg(test)]

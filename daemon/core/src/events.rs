@@ -41,7 +41,12 @@ struct Shared {
 impl Default for Events {
     fn default() -> Self {
         let (feed, _) = broadcast::channel(BACKLOG);
-        Self { shared: Arc::new(Shared { history: Mutex::new(VecDeque::with_capacity(BACKLOG)), feed }) }
+        Self {
+            shared: Arc::new(Shared {
+                history: Mutex::new(VecDeque::with_capacity(BACKLOG)),
+                feed,
+            }),
+        }
     }
 }
 
@@ -54,7 +59,13 @@ impl Events {
         id: impl Into<String>,
         attributes: BTreeMap<String, String>,
     ) {
-        let event = Arc::new(Event { kind, action: action.into(), id: id.into(), attributes, time: Timestamp::now() });
+        let event = Arc::new(Event {
+            kind,
+            action: action.into(),
+            id: id.into(),
+            attributes,
+            time: Timestamp::now(),
+        });
         let mut history = self.shared.history.lock().unwrap_or_else(PoisonError::into_inner);
         if history.len() == BACKLOG {
             history.pop_front();

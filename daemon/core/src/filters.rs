@@ -34,7 +34,11 @@ impl Filters {
                 .map(|(name, values)| {
                     let set = match values {
                         Values::List(list) => list.into_iter().collect(),
-                        Values::Map(map) => map.into_iter().filter(|(_, on)| *on).map(|(value, _)| value).collect(),
+                        Values::Map(map) => map
+                            .into_iter()
+                            .filter(|(_, on)| *on)
+                            .map(|(value, _)| value)
+                            .collect(),
                     };
                     (name, set)
                 })
@@ -110,7 +114,10 @@ mod tests {
     fn unknown_names_and_bad_json_are_refused_in_docker_s_words() {
         assert_eq!(Filters::parse("x").unwrap_err().to_string(), "invalid filter");
         let filters = Filters::parse(r#"{"nope":["1"]}"#).unwrap();
-        assert_eq!(filters.check_names(&["id"]).unwrap_err().to_string(), "invalid filter 'nope'");
+        assert_eq!(
+            filters.check_names(&["id"]).unwrap_err().to_string(),
+            "invalid filter 'nope'"
+        );
     }
 
     #[test]

@@ -58,12 +58,23 @@ pub struct SystemFacts {
     pub live_restore: bool,
     /// Lines shown by `docker info` as warnings.
     pub warnings: Vec<String>,
-    /// Components besides the engine, for `docker version`: name, version, details.
-    pub components: Vec<(String, String, Vec<(String, String)>)>,
+    /// Components besides the engine, for `docker version`.
+    pub components: Vec<Component>,
     /// Labels of this daemon.
     pub labels: Vec<String>,
     /// `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` as the daemon uses them, credentials masked.
     pub proxies: [String; 3],
+}
+
+/// A part of the engine with a version of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Component {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Rows shown below it.
+    pub details: Vec<(String, String)>,
 }
 
 /// The newest Engine API version spoken.

@@ -106,7 +106,11 @@ impl RwLayers {
     /// # Errors
     /// `NotFound` for the container; `Unsupported`; `Io`.
     pub fn mount(&self, container: &str, disposable: bool) -> Result<PathBuf> {
-        let access = if disposable { Access::Volatile } else { Access::ReadWrite };
+        let access = if disposable {
+            Access::Volatile
+        } else {
+            Access::ReadWrite
+        };
         let active = active_id(container)?;
         let mounts = self
             .store

@@ -105,7 +105,10 @@ fn a_container_keeps_its_layers_and_nothing_else() {
         grace: Duration::ZERO,
     };
     fixture.store.gc(&only_c1).unwrap();
-    assert_eq!(fs::read(rw.mount("c1", false).unwrap().join("new")).unwrap(), b"12345");
+    assert_eq!(
+        fs::read(rw.mount("c1", false).unwrap().join("new")).unwrap(),
+        b"12345"
+    );
     assert_eq!(rw.list().unwrap().len(), 1);
     rw.unmount("c1").unwrap();
     rw.remove("c1").unwrap();

@@ -32,7 +32,11 @@ pub(super) enum Command {
     /// Run it; answered when it runs.
     Start(Reply),
     /// End it; answered when the signal is on its way.
-    Stop { signal: i32, timeout: Option<Duration>, reply: Reply },
+    Stop {
+        signal: i32,
+        timeout: Option<Duration>,
+        reply: Reply,
+    },
     /// Send a signal; answered when it is sent.
     Kill { signal: i32, reply: Reply },
     /// Remove it; answered when it is gone.
@@ -77,7 +81,12 @@ struct Actor {
 /// Starts the owner of a container and returns how to reach it. A container found running is watched, one whose
 /// clean-up or removal was interrupted goes on with it.
 pub(super) fn spawn(shared: &Arc<Shared>, beginning: Beginning) -> Handle {
-    let Beginning { record, state, sandbox, restart_count } = beginning;
+    let Beginning {
+        record,
+        state,
+        sandbox,
+        restart_count,
+    } = beginning;
     let last_exit = i64::from(state.status().exit_code);
     let view = Arc::new(ContainerView {
         record: Arc::clone(&record),
@@ -108,7 +117,11 @@ pub(super) fn spawn(shared: &Arc<Shared>, beginning: Beginning) -> Handle {
     };
     actor.resume();
     tokio::spawn(actor.run(command_receiver, report_receiver));
-    Handle { view: view_receiver, commands, waiting }
+    Handle {
+        view: view_receiver,
+        commands,
+        waiting,
+    }
 }
 
 impl Actor {
@@ -159,12 +172,20 @@ impl Actor {
                 Err(Denied::Later) => self.deferred.push_back(Command::Start(reply)),
                 Err(denied) => self.refuse(denied, reply, "start"),
             },
-            Command::Stop { signal, timeout, reply } => match self.apply(&Event::Stop) {
+            Command::Stop {
+                signal,
+                timeout,
+                reply,
+            } => match self.apply(&Event::Stop) {
                 Ok(()) => {
                     self.begin_stop(signal, timeout);
                     let _ = reply.send(Ok(()));
                 }
-                Err(Denied::Later) => self.deferred.push_back(Command::Stop { signal, timeout, reply }),
+                Err(Denied::Later) => self.deferred.push_back(Command::Stop {
+                    signal,
+                    timeout,
+                    reply,
+                }),
                 Err(denied) => self.refuse(denied, reply, "stop"),
             },
             Command::Kill { signal, reply } => match self.apply(&Event::Kill) {
@@ -177,7 +198,9 @@ impl Actor {
                 // Killed for the removal: asked again when it has ended.
                 Ok(()) | Err(Denied::Later) => self.deferred.push_back(Command::Remove { force, reply }),
                 // An automatic removal is under way: the client gets what it wants.
-                Err(Denied::Removing) if force || self.record.host_config.auto_remove => self.removers.push(reply),
+                Err(Denied::Removing) if force || self.record.host_config.auto_remove => {
+                    self.removers.push(reply)
+                }
                 Err(denied) => self.refuse(denied, reply, "remove"),
             },
         }
@@ -188,7 +211,10 @@ impl Actor {
         match report {
             Report::Launched { pid, sandbox } => {
                 self.sandbox = Some(sandbox);
-                self.accept(&Event::Launched { pid, at: Timestamp::now() });
+                self.accept(&Event::Launched {
+                    pid,
+                    at: Timestamp::now(),
+                });
                 self.publish_event("start", []);
                 self.starters.drain(..).for_each(|reply| drop(reply.send(Ok(()))));
             }
@@ -233,7 +259,9 @@ impl Actor {
         self.accept(&Event::LaunchFailed(failure));
         let mut error = Some(error);
         for reply in self.starters.drain(..) {
-            let error = error.take().unwrap_or_else(|| Error::system("the start failed; see the first answer"));
+            let error = error
+                .take()
+                .unwrap_or_else(|| Error::system("the start failed; see the first answer"));
             let _ = reply.send(Err(error));
         }
         self.remove_automatically();
@@ -318,7 +346,10 @@ impl Actor {
                     let report = match launch::launch(&shared, &record, &waiting, state).await {
                         Ok((pid, sandbox)) => Report::Launched { pid, sandbox },
                         Err(failed) => Report::LaunchFailed {
-                            failure: Failure { code: failed.exit_code, message: failed.error.to_string() },
+                            failure: Failure {
+                                code: failed.exit_code,
+                                message: failed.error.to_string(),
+                            },
                             error: failed.error,
                         },
                     };
@@ -329,7 +360,11 @@ impl Actor {
                 tokio::spawn(async move {
                     let exit = shared.runtime.wait(&record.id).await.unwrap_or_else(|error| {
                         tracing::error!(container = %record.id, %error, "lost the task");
-                        TaskExit { code: LOST, finished_at: Timestamp::now(), oom_killed: false }
+                        TaskExit {
+                            code: LOST,
+                            finished_at: Timestamp::now(),
+                            oom_killed: false,
+                        }
                     });
                     let _ = reports.send(Report::Exited(exit));
                 });
@@ -412,9 +447,9 @@ impl Actor {
         let (id, name) = (&self.record.id, &self.record.name);
         let error = match denied {
             Denied::NotModified => Error::not_modified(format!("container {id}: nothing to {operation}")),
-            Denied::NotRunning => {
-                Error::conflict(format!("cannot {operation} container: {name}: container {id} is not running"))
-            }
+            Denied::NotRunning => Error::conflict(format!(
+                "cannot {operation} container: {name}: container {id} is not running"
+            )),
             Denied::Running => Error::conflict(format!(
                 "cannot {operation} container \"/{name}\": container is running: stop the container before removing \
                  or force remove"
@@ -422,12 +457,13 @@ impl Actor {
             Denied::Removing if operation == "remove" => {
                 Error::conflict(format!("removal of container {name} is already in progress"))
             }
-            Denied::Removing | Denied::Dead => {
-                Error::conflict(format!("container is marked for removal and cannot be {operation}ed"))
-            }
-            Denied::Later | Denied::Impossible => {
-                Error::system(format!("{operation} is not possible in state {}", self.state.status().word))
-            }
+            Denied::Removing | Denied::Dead => Error::conflict(format!(
+                "container is marked for removal and cannot be {operation}ed"
+            )),
+            Denied::Later | Denied::Impossible => Error::system(format!(
+                "{operation} is not possible in state {}",
+                self.state.status().word
+            )),
         };
         let _ = reply.send(Err(error));
     }
@@ -451,5 +487,7 @@ pub(super) fn publish_event<const N: usize>(
     attributes.insert("image".to_owned(), record.config.image.clone());
     attributes.insert("name".to_owned(), record.name.clone());
     attributes.extend(extra.into_iter().map(|(key, value)| (key.to_owned(), value)));
-    shared.events.publish("container", action, record.id.as_str(), attributes);
+    shared
+        .events
+        .publish("container", action, record.id.as_str(), attributes);
 }

@@ -35,9 +35,18 @@ impl Waiting {
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that left without a start must not pile up.
         clients.retain(|client| !client.output.is_closed());
-        clients.push(Client { streams, output, input });
-        let input = streams.stdin.then(|| Box::new(LateInput::Expected(arrives)) as Input);
-        TaskIo { output: receiver, input }
+        clients.push(Client {
+            streams,
+            output,
+            input,
+        });
+        let input = streams
+            .stdin
+            .then(|| Box::new(LateInput::Expected(arrives)) as Input);
+        TaskIo {
+            output: receiver,
+            input,
+        }
     }
 
     /// Connects all waiting clients to the created task `id`.
@@ -90,13 +99,20 @@ impl LateInput {
         }
         Poll::Ready(match self {
             Self::Here(input) => Ok(input),
-            _ => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the container has no standard input")),
+            _ => Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "the container has no standard input",
+            )),
         })
     }
 }
 
 impl AsyncWrite for LateInput {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let input = ready!(self.poll_ready(context))?;
         Pin::new(input).poll_write(context, bytes)
     }

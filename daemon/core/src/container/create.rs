@@ -51,12 +51,22 @@ pub(super) fn merge(
     }
     validate(&config, &host, runtimes)?;
     complete(&mut host, default_runtime);
-    let command: Vec<String> =
-        config.entrypoint.iter().flatten().chain(config.cmd.iter().flatten()).cloned().collect();
+    let command: Vec<String> = config
+        .entrypoint
+        .iter()
+        .flatten()
+        .chain(config.cmd.iter().flatten())
+        .cloned()
+        .collect();
     if command.first().is_none_or(String::is_empty) {
         return Err(Error::invalid("no command specified"));
     }
-    Ok(Merged { config, host, command, warnings })
+    Ok(Merged {
+        config,
+        host,
+        command,
+        warnings,
+    })
 }
 
 /// The complete environment of the first process: defaults, then what image and request say.
@@ -99,7 +109,11 @@ fn inherit(config: &mut ContainerConfig, image: &ContainerConfig) {
         }
     }
     // `--entrypoint ""` resets the image's.
-    if config.entrypoint.as_deref().is_some_and(|words| words.len() == 1 && words[0].is_empty()) {
+    if config
+        .entrypoint
+        .as_deref()
+        .is_some_and(|words| words.len() == 1 && words[0].is_empty())
+    {
         config.entrypoint = None;
     }
     let env = config.env.get_or_insert_default();
@@ -141,22 +155,38 @@ fn inherit_map<V: Clone>(own: &mut Option<BTreeMap<String, V>>, image: Option<&B
 /// Warnings for what is asked for and not done; `docker run` prints them.
 fn unsupported(request: &CreateRequest) -> Vec<String> {
     let host = &request.host_config;
-    let mut fields: Vec<String> = host.unsupported().into_iter().map(|name| format!("HostConfig.{name}")).collect();
+    let mut fields: Vec<String> = host
+        .unsupported()
+        .into_iter()
+        .map(|name| format!("HostConfig.{name}"))
+        .collect();
     if !matches!(host.restart_policy.name.as_str(), "" | "no") {
         fields.push("HostConfig.RestartPolicy".to_owned());
     }
     if !matches!(host.cgroupns_mode.as_str(), "" | "private") {
         fields.push("HostConfig.CgroupnsMode".to_owned());
     }
-    if request.config.healthcheck.as_ref().is_some_and(|check| check["Test"][0] != "NONE") {
+    if request
+        .config
+        .healthcheck
+        .as_ref()
+        .is_some_and(|check| check["Test"][0] != "NONE")
+    {
         fields.push("Config.Healthcheck".to_owned());
     }
-    fields.into_iter().map(|field| format!("{field} is not supported by skiff yet and is ignored")).collect()
+    fields
+        .into_iter()
+        .map(|field| format!("{field} is not supported by skiff yet and is ignored"))
+        .collect()
 }
 
 /// What would do harm, or astonish, when ignored.
 fn refuse_what_cannot_be_ignored(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
-    let refuse = |what: &str| Err(Error::not_implemented(format!("{what} is not supported by skiff yet")));
+    let refuse = |what: &str| {
+        Err(Error::not_implemented(format!(
+            "{what} is not supported by skiff yet"
+        )))
+    };
     if !host.port_bindings.is_empty() {
         return refuse("publishing ports (HostConfig.PortBindings, -p)");
     }
@@ -188,14 +218,21 @@ fn validate(config: &ContainerConfig, host: &HostConfig, runtimes: &[String]) ->
             config.working_dir
         )));
     }
-    if let Some(entry) = config.env.iter().flatten().find(|entry| entry.is_empty() || entry.starts_with('=')) {
+    if let Some(entry) = config
+        .env
+        .iter()
+        .flatten()
+        .find(|entry| entry.is_empty() || entry.starts_with('='))
+    {
         return Err(Error::invalid(format!("invalid environment variable: {entry}")));
     }
     if let Some(signal) = &config.stop_signal {
         super::signal::parse(signal)?;
     }
     if host.auto_remove && !matches!(host.restart_policy.name.as_str(), "" | "no") {
-        return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
+        return Err(Error::invalid(
+            "can't create 'AutoRemove' container with restart policy",
+        ));
     }
     if !(-1000..=1000).contains(&host.oom_score_adj) {
         return Err(Error::invalid(format!(
@@ -207,7 +244,10 @@ fn validate(config: &ContainerConfig, host: &HostConfig, runtimes: &[String]) ->
         return Err(Error::invalid("SHM size can not be less than 0"));
     }
     if !host.runtime.is_empty() && !runtimes.contains(&host.runtime) {
-        return Err(Error::invalid(format!("unknown or invalid runtime name: {}", host.runtime)));
+        return Err(Error::invalid(format!(
+            "unknown or invalid runtime name: {}",
+            host.runtime
+        )));
     }
     if !matches!(host.log_config.driver.as_str(), "" | "json-file" | "none") {
         return Err(Error::invalid(format!(
@@ -216,8 +256,13 @@ fn validate(config: &ContainerConfig, host: &HostConfig, runtimes: &[String]) ->
         )));
     }
     for host_line in host.extra_hosts.iter().flatten() {
-        if host_line.split_once(':').is_none_or(|(name, address)| name.is_empty() || address.is_empty()) {
-            return Err(Error::invalid(format!("invalid value for extra host: {host_line:?}")));
+        if host_line
+            .split_once(':')
+            .is_none_or(|(name, address)| name.is_empty() || address.is_empty())
+        {
+            return Err(Error::invalid(format!(
+                "invalid value for extra host: {host_line:?}"
+            )));
         }
     }
     super::spec::log_limits(&host.log_config)?;
@@ -279,28 +324,51 @@ mod tests {
     }
 
     fn merged(config: ContainerConfig, host: HostConfig) -> Result<Merged> {
-        let request = CreateRequest { config, host_config: host, ..CreateRequest::default() };
-        merge(&request, &image(), &"c".repeat(64), "skiff", &["skiff".to_owned()])
+        let request = CreateRequest {
+            config,
+            host_config: host,
+            ..CreateRequest::default()
+        };
+        merge(
+            &request,
+            &image(),
+            &"c".repeat(64),
+            "skiff",
+            &["skiff".to_owned()],
+        )
     }
 
     #[test]
     fn command_follows_docker_s_rules() {
         let command = |entrypoint, cmd| {
-            let config = ContainerConfig { entrypoint, cmd, ..ContainerConfig::default() };
+            let config = ContainerConfig {
+                entrypoint,
+                cmd,
+                ..ContainerConfig::default()
+            };
             merged(config, HostConfig::default()).map(|m| m.command.join(" "))
         };
         assert_eq!(command(None, None).unwrap(), "/entry serve");
         assert_eq!(command(None, list(&["x"])).unwrap(), "/entry x");
         assert_eq!(command(list(&["/own"]), None).unwrap(), "/own");
         assert_eq!(command(list(&[""]), list(&["x"])).unwrap(), "x");
-        assert_eq!(command(list(&[""]), None).unwrap_err().to_string(), "no command specified");
+        assert_eq!(
+            command(list(&[""]), None).unwrap_err().to_string(),
+            "no command specified"
+        );
     }
 
     #[test]
     fn environment_is_merged_by_name() {
-        let config = ContainerConfig { env: list(&["B=own", "A", "C=1"]), ..ContainerConfig::default() };
+        let config = ContainerConfig {
+            env: list(&["B=own", "A", "C=1"]),
+            ..ContainerConfig::default()
+        };
         let merged = merged(config, HostConfig::default()).unwrap();
-        assert_eq!(environment(&merged.config), ["PATH=/bin", "HOSTNAME=cccccccccccc", "B=own", "C=1"]);
+        assert_eq!(
+            environment(&merged.config),
+            ["PATH=/bin", "HOSTNAME=cccccccccccc", "B=own", "C=1"]
+        );
     }
 
     #[test]
@@ -328,8 +396,16 @@ mod tests {
 
     #[test]
     fn defaults_are_completed() {
-        let host = merged(ContainerConfig::default(), HostConfig::default()).unwrap().host;
-        assert_eq!((host.shm_size, host.network_mode.as_str()), (67_108_864, "bridge"));
-        assert_eq!((host.runtime.as_str(), host.log_config.driver.as_str()), ("skiff", "json-file"));
+        let host = merged(ContainerConfig::default(), HostConfig::default())
+            .unwrap()
+            .host;
+        assert_eq!(
+            (host.shm_size, host.network_mode.as_str()),
+            (67_108_864, "bridge")
+        );
+        assert_eq!(
+            (host.runtime.as_str(), host.log_config.driver.as_str()),
+            ("skiff", "json-file")
+        );
     }
 }

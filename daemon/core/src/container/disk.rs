@@ -68,7 +68,11 @@ impl Disk {
     }
 
     pub(super) fn write_record(&self, record: &Record) -> Result<()> {
-        write_json(&self.directory(&record.id).join("config.json"), record, Sync::Durable)
+        write_json(
+            &self.directory(&record.id).join("config.json"),
+            record,
+            Sync::Durable,
+        )
     }
 
     pub(super) fn write_state(&self, id: &str, state: &StateFile) -> Result<()> {
@@ -79,7 +83,8 @@ impl Disk {
     /// container has the inode mounted.
     pub(super) fn write_file(&self, id: &str, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.directory(id).join(name);
-        fs::write(&path, text).map_err(|e| Error::system(format!("write {}", path.display())).caused_by(e))?;
+        fs::write(&path, text)
+            .map_err(|e| Error::system(format!("write {}", path.display())).caused_by(e))?;
         Ok(path)
     }
 
@@ -120,7 +125,9 @@ impl Disk {
                     container = %id, version = record.version,
                     "container record is of another container or of a newer version; left alone"
                 ),
-                Err(error) => tracing::error!(container = %id, %error, "container record cannot be read; left alone"),
+                Err(error) => {
+                    tracing::error!(container = %id, %error, "container record cannot be read; left alone")
+                }
             }
         }
         Ok(containers)
@@ -141,7 +148,9 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
     let failed = || Error::system(format!("read {}", path.display()));
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed().caused_by(e)),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| failed().caused_by(e)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed().caused_by(error)),
     }
@@ -163,7 +172,11 @@ fn replace(path: &Path, bytes: &[u8], sync: Sync) -> io::Result<()> {
     let temporary = path.with_extension("json.tmp");
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
-        if sync == Sync::Durable { file.sync_all() } else { Ok(()) }
+        if sync == Sync::Durable {
+            file.sync_all()
+        } else {
+            Ok(())
+        }
     });
     if let Err(error) = written.and_then(|()| fs::rename(&temporary, path)) {
         // The old content stays; the temporary file of a full disk must not.

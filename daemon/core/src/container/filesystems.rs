@@ -62,7 +62,8 @@ impl RootFilesystems for StoredFilesystems {
 
     async fn mount(&self, id: &str, disposable: bool) -> Result<PathBuf> {
         let id = id.to_owned();
-        self.blocking(move |this| this.layers.mount(&id, disposable)).await
+        self.blocking(move |this| this.layers.mount(&id, disposable))
+            .await
     }
 
     async fn unmount(&self, id: &str) -> Result<()> {
@@ -83,7 +84,10 @@ impl RootFilesystems for StoredFilesystems {
             let mut layer = top.as_deref().map(layer_id).transpose()?;
             while let Some(record) = layer.and_then(|layer| this.store.layer(&layer)) {
                 all += record.size;
-                layer = record.parent.map(|parent| layer_id(&parent.to_string())).transpose()?;
+                layer = record
+                    .parent
+                    .map(|parent| layer_id(&parent.to_string()))
+                    .transpose()?;
             }
             Ok((own, all))
         })
@@ -92,7 +96,14 @@ impl RootFilesystems for StoredFilesystems {
 
     async fn keep_only(&self, live: &[String]) -> Result<()> {
         let containers: HashSet<String> = live.iter().cloned().collect();
-        let report = self.blocking(move |this| this.store.gc(&GcOptions { containers, grace: GRACE })).await?;
+        let report = self
+            .blocking(move |this| {
+                this.store.gc(&GcOptions {
+                    containers,
+                    grace: GRACE,
+                })
+            })
+            .await?;
         tracing::debug!(?report, "collected unneeded storage");
         Ok(())
     }

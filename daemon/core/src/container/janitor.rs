@@ -25,8 +25,12 @@ pub(super) fn spawn(shared: &Arc<Shared>) {
             tokio::time::sleep(SETTLE).await;
             let Some(shared) = weak.upgrade() else { return };
             // A container that is being created is not in the list; the storage layer knows it as its own.
-            let live: Vec<String> =
-                shared.registry.all().iter().map(|handle| handle.snapshot().record.id.clone()).collect();
+            let live: Vec<String> = shared
+                .registry
+                .all()
+                .iter()
+                .map(|handle| handle.snapshot().record.id.clone())
+                .collect();
             if let Err(error) = shared.filesystems.keep_only(&live).await {
                 tracing::warn!(%error, "cannot free the space of removed containers");
             }

@@ -26,12 +26,14 @@ pub(super) async fn launch(
 ) -> Result<(u32, Sandbox), LaunchFailure> {
     let id = record.id.as_str();
     let request = sandbox_request(record).map_err(failure)?;
-    let (rootfs, sandbox) =
-        tokio::join!(shared.filesystems.mount(id, record.host_config.auto_remove), shared.networks.connect(&request));
+    let (rootfs, sandbox) = tokio::join!(
+        shared.filesystems.mount(id, record.host_config.auto_remove),
+        shared.networks.connect(&request)
+    );
     let started = match (rootfs, sandbox) {
-        (Ok(rootfs), Ok(sandbox)) => {
-            start_task(shared, record, waiting, state, rootfs, &sandbox).await.map(|pid| (pid, sandbox))
-        }
+        (Ok(rootfs), Ok(sandbox)) => start_task(shared, record, waiting, state, rootfs, &sandbox)
+            .await
+            .map(|pid| (pid, sandbox)),
         (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(failure(error)),
         (Err(mount), Err(network)) => Err(failure(mount.caused_by(network))),
     };
@@ -54,7 +56,12 @@ async fn start_task(
     write_files(shared, record, sandbox).map_err(failure)?;
     let launch_spec = spec::launch_spec(record, rootfs, sandbox).map_err(failure)?;
     // Written before anything runs: a daemon that is killed from here on finds the network it must keep.
-    let file = StateFile { version: FORMAT, state, sandbox: Some(sandbox.clone()), restart_count: 0 };
+    let file = StateFile {
+        version: FORMAT,
+        state,
+        sandbox: Some(sandbox.clone()),
+        restart_count: 0,
+    };
     shared.disk.write_state(id, &file).map_err(failure)?;
     let pid = shared.runtime.create(&launch_spec).await?;
     waiting.connect(&*shared.runtime, id).await.map_err(failure)?;
@@ -66,7 +73,9 @@ fn write_files(shared: &Shared, record: &Record, sandbox: &Sandbox) -> Result<()
     let id = record.id.as_str();
     let hosts = spec::hosts_text(record, sandbox, &shared.settings.hosts_file);
     shared.disk.write_file(id, "hosts", &hosts)?;
-    shared.disk.write_file(id, "hostname", &format!("{}\n", record.config.hostname))?;
+    shared
+        .disk
+        .write_file(id, "hostname", &format!("{}\n", record.config.hostname))?;
     shared.disk.write_file(id, "resolv.conf", &sandbox.resolv_conf)?;
     Ok(())
 }
@@ -115,5 +124,8 @@ pub(super) async fn delete(shared: &Arc<Shared>, id: &str) -> Result<()> {
 }
 
 fn failure(error: Error) -> LaunchFailure {
-    LaunchFailure { error, exit_code: FAILED }
+    LaunchFailure {
+        error,
+        exit_code: FAILED,
+    }
 }

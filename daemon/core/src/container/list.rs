@@ -11,10 +11,31 @@ use crate::filters::Filters;
 
 /// The filters Docker knows for lists.
 const LIST_FILTERS: &[&str] = &[
-    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network",
-    "publish", "since", "status", "volume",
+    "ancestor",
+    "before",
+    "exited",
+    "expose",
+    "health",
+    "id",
+    "is-task",
+    "isolation",
+    "label",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
 ];
-const STATES: &[&str] = &["created", "dead", "exited", "paused", "removing", "restarting", "running"];
+const STATES: &[&str] = &[
+    "created",
+    "dead",
+    "exited",
+    "paused",
+    "removing",
+    "restarting",
+    "running",
+];
 
 pub(super) fn list(containers: &Containers, options: &ListOptions) -> Result<Vec<Arc<ContainerView>>> {
     let filters = &options.filters;
@@ -59,14 +80,16 @@ pub(super) fn prunable(containers: &Containers, filters: &Filters) -> Result<Vec
 /// A time as filters give it: a Go duration before now, seconds since 1970, or RFC 3339.
 fn point_in_time(text: &str) -> Result<Timestamp> {
     if let Ok(seconds) = text.parse::<i64>() {
-        return Timestamp::from_second(seconds).map_err(|e| Error::invalid(format!("invalid time {text:?}: {e}")));
+        return Timestamp::from_second(seconds)
+            .map_err(|e| Error::invalid(format!("invalid time {text:?}: {e}")));
     }
     if let Ok(span) = text.parse::<jiff::SignedDuration>() {
         return Timestamp::now()
             .checked_sub(span)
             .map_err(|e| Error::invalid(format!("invalid duration {text:?}: {e}")));
     }
-    text.parse().map_err(|_| Error::invalid(format!("failed to parse value as time or duration: {text:?}")))
+    text.parse()
+        .map_err(|_| Error::invalid(format!("failed to parse value as time or duration: {text:?}")))
 }
 
 fn accepts_labels(filters: &Filters, view: &ContainerView) -> bool {
@@ -91,11 +114,14 @@ impl<'a> Chosen<'a> {
             }
         }
         for code in filters.values("exited") {
-            code.parse::<i32>().map_err(|_| Error::invalid(format!("invalid filter 'exited={code}'")))?;
+            code.parse::<i32>()
+                .map_err(|_| Error::invalid(format!("invalid filter 'exited={code}'")))?;
         }
         let names = filters
             .values("name")
-            .map(|text| Regex::new(text).map_err(|e| Error::invalid(format!("invalid filter 'name={text}': {e}"))))
+            .map(|text| {
+                Regex::new(text).map_err(|e| Error::invalid(format!("invalid filter 'name={text}': {e}")))
+            })
             .collect::<Result<_>>()?;
         let moment = |name: &str| match filters.values(name).next() {
             Some(reference) => containers.find(reference).map(|view| Some(view.record.created)),
@@ -107,7 +133,13 @@ impl<'a> Chosen<'a> {
             .filter_map(|name| containers.shared.images.find(name).ok())
             .map(|image| image.id)
             .collect();
-        Ok(Self { filters, names, ancestors, before: moment("before")?, since: moment("since")? })
+        Ok(Self {
+            filters,
+            names,
+            ancestors,
+            before: moment("before")?,
+            since: moment("since")?,
+        })
     }
 
     fn accepts(&self, view: &ContainerView) -> bool {

@@ -233,7 +233,13 @@ impl Containers {
     /// `System`.
     pub fn open(settings: Settings, neighbours: Neighbours) -> Result<Self> {
         let disk = Disk::open(settings.directory.clone())?;
-        let Neighbours { images, filesystems, networks, runtime, events } = neighbours;
+        let Neighbours {
+            images,
+            filesystems,
+            networks,
+            runtime,
+            events,
+        } = neighbours;
         let registry = Registry::default();
         Ok(Self {
             shared: Arc::new(Shared {
@@ -267,9 +273,16 @@ impl Containers {
     async fn create_named(&self, request: CreateRequest, id: &str, name: &str) -> Result<Created> {
         let shared = &self.shared;
         let image = shared.images.find(&request.config.image)?;
-        let runtimes: Vec<String> = shared.runtime.runtimes().into_iter().map(|(name, _)| name).collect();
+        let runtimes: Vec<String> = shared
+            .runtime
+            .runtimes()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         let merged = create::merge(&request, &image, id, &shared.runtime.default_runtime(), &runtimes)?;
-        shared.networks.check(&NetworkMode::parse(&merged.host.network_mode))?;
+        shared
+            .networks
+            .check(&NetworkMode::parse(&merged.host.network_mode))?;
         dns_servers(&merged.host)?;
         let mounts = mounts::resolve(&merged.host, shared.settings.own_socket.as_deref())?;
         let mut command = merged.command.into_iter();
@@ -298,9 +311,14 @@ impl Containers {
             sandbox: None,
             restart_count: 0,
         };
-        shared.registry.insert(id.to_owned(), actor::spawn(shared, beginning));
+        shared
+            .registry
+            .insert(id.to_owned(), actor::spawn(shared, beginning));
         publish_event(shared, &record, "create", []);
-        Ok(Created { id: id.to_owned(), warnings: merged.warnings })
+        Ok(Created {
+            id: id.to_owned(),
+            warnings: merged.warnings,
+        })
     }
 
     /// The writable layer first, the record last: only the record makes the container exist.
@@ -308,7 +326,10 @@ impl Containers {
         let shared = &self.shared;
         shared.disk.make_directory(&record.id)?;
         let made = async {
-            shared.filesystems.create(&record.id, record.image_top_layer.as_deref()).await?;
+            shared
+                .filesystems
+                .create(&record.id, record.image_top_layer.as_deref())
+                .await?;
             let (shared, record) = (Arc::clone(shared), record.clone());
             tokio::task::spawn_blocking(move || shared.disk.write_record(&record))
                 .await
@@ -341,13 +362,23 @@ impl Containers {
         let handle = self.shared.registry.find(reference)?;
         let view = handle.snapshot();
         let config = &view.record.config;
-        let signal = match options.signal.as_ref().or(config.stop_signal.as_ref()).filter(|text| !text.is_empty()) {
+        let signal = match options
+            .signal
+            .as_ref()
+            .or(config.stop_signal.as_ref())
+            .filter(|text| !text.is_empty())
+        {
             Some(text) => signal::parse(text)?,
             None => signal::TERM,
         };
         let seconds = options.timeout.or(config.stop_timeout).unwrap_or(STOP_TIMEOUT);
         let timeout = u64::try_from(seconds).ok().map(Duration::from_secs);
-        command(&handle, reference, |reply| Command::Stop { signal, timeout, reply }).await?;
+        command(&handle, reference, |reply| Command::Stop {
+            signal,
+            timeout,
+            reply,
+        })
+        .await?;
         until_ended(&handle).await;
         publish_event(&self.shared, &view.record, "stop", []);
         Ok(())
@@ -374,7 +405,9 @@ impl Containers {
     /// `Conflict` when it does not run, `InvalidParameter` for a bad signal.
     pub async fn kill(&self, reference: &str, signal: Option<&str>) -> Result<()> {
         let handle = self.shared.registry.find(reference)?;
-        let signal = signal.filter(|text| !text.is_empty()).map_or(Ok(signal::KILL), signal::parse)?;
+        let signal = signal
+            .filter(|text| !text.is_empty())
+            .map_or(Ok(signal::KILL), signal::parse)?;
         command(&handle, reference, |reply| Command::Kill { signal, reply }).await?;
         if signal == signal::KILL {
             // The answer is right either way; a process stuck in the kernel must not hold the client.
@@ -389,7 +422,11 @@ impl Containers {
     /// `Conflict` when it runs and `force` is off, or when it is being removed.
     pub async fn remove(&self, reference: &str, options: RemoveOptions) -> Result<()> {
         let handle = self.shared.registry.find(reference)?;
-        command(&handle, reference, |reply| Command::Remove { force: options.force, reply }).await
+        command(&handle, reference, |reply| Command::Remove {
+            force: options.force,
+            reply,
+        })
+        .await
     }
 
     /// Resolves the container at once (so that errors come before the answer's head) and returns the wait itself.
@@ -439,10 +476,15 @@ impl Containers {
         let mut streams = options.streams;
         streams.stdin &= view.record.config.open_stdin;
         let io = match view.state {
-            _ if !options.stream => TaskIo { output: mpsc::channel(1).1, input: None },
+            _ if !options.stream => TaskIo {
+                output: mpsc::channel(1).1,
+                input: None,
+            },
             State::Running { .. } => self.shared.runtime.attach(&view.record.id, streams).await?,
             State::Removing { .. } | State::Dead { .. } => {
-                return Err(Error::conflict("You cannot attach to a container that is being removed"));
+                return Err(Error::conflict(
+                    "You cannot attach to a container that is being removed",
+                ));
             }
             _ => handle.waiting.add(streams),
         };
@@ -450,9 +492,16 @@ impl Containers {
         if !options.logs {
             return Ok(Attachment { tty, io });
         }
-        let log = LogOptions { stdout: streams.stdout, stderr: streams.stderr, ..LogOptions::default() };
+        let log = LogOptions {
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+            ..LogOptions::default()
+        };
         let entries = self.logs(reference, log).await?.entries;
-        Ok(Attachment { tty, io: after_log(entries, io) })
+        Ok(Attachment {
+            tty,
+            io: after_log(entries, io),
+        })
     }
 
     /// Sets the terminal's size.
@@ -466,7 +515,10 @@ impl Containers {
             return Err(Error::conflict(format!("container {id} is not running")));
         }
         self.shared.runtime.resize(id, size).await?;
-        let extra = [("height", size.height.to_string()), ("width", size.width.to_string())];
+        let extra = [
+            ("height", size.height.to_string()),
+            ("width", size.width.to_string()),
+        ];
         publish_event(&self.shared, &view.record, "resize", extra);
         Ok(())
     }
@@ -512,8 +564,11 @@ impl Containers {
     pub async fn size(&self, reference: &str) -> Result<ContainerSize> {
         let view = self.find(reference)?;
         let record = &view.record;
-        let (rw, root_fs) =
-            self.shared.filesystems.size(&record.id, record.image_top_layer.as_deref()).await?;
+        let (rw, root_fs) = self
+            .shared
+            .filesystems
+            .size(&record.id, record.image_top_layer.as_deref())
+            .await?;
         Ok(ContainerSize { rw, root_fs })
     }
 
@@ -535,7 +590,10 @@ impl Containers {
             follow,
         };
         let entries = self.shared.runtime.logs(request).await?;
-        Ok(LogStream { tty: view.record.config.tty, entries })
+        Ok(LogStream {
+            tty: view.record.config.tty,
+            entries,
+        })
     }
 
     /// Removes all stopped containers that pass the filters; returns their ids and the bytes freed.
@@ -561,8 +619,13 @@ impl Containers {
     /// Ids of the containers that use an image, those that run marked as such.
     pub fn using_image(&self, image_id: &str) -> Vec<(String, bool)> {
         let views = self.shared.registry.all();
-        let views = views.iter().map(Handle::snapshot).filter(|view| view.record.image == image_id);
-        views.map(|view| (view.record.id.clone(), view.state.status().running)).collect()
+        let views = views
+            .iter()
+            .map(Handle::snapshot)
+            .filter(|view| view.record.image == image_id);
+        views
+            .map(|view| (view.record.id.clone(), view.state.status().running))
+            .collect()
     }
 
     /// Takes over what an earlier daemon left: adopts running tasks, records ended ones, finishes removals.
@@ -580,7 +643,10 @@ impl Containers {
     /// left then is taken over by the next one.
     pub async fn shutdown(&self, timeout: Duration) {
         let patience = timeout.saturating_add(SHUTDOWN_GRACE);
-        if tokio::time::timeout(patience, self.stop_all(timeout)).await.is_err() {
+        if tokio::time::timeout(patience, self.stop_all(timeout))
+            .await
+            .is_err()
+        {
             tracing::error!("not all containers have ended; they are left to the next daemon");
         }
     }
@@ -593,8 +659,16 @@ impl Containers {
             if !view.state.status().running && !matches!(view.state, State::Starting { .. }) {
                 continue;
             }
-            let own = view.record.config.stop_timeout.filter(|&seconds| seconds >= 0).unwrap_or(STOP_TIMEOUT);
-            let options = StopOptions { timeout: Some(own.min(limit)), signal: None };
+            let own = view
+                .record
+                .config
+                .stop_timeout
+                .filter(|&seconds| seconds >= 0)
+                .unwrap_or(STOP_TIMEOUT);
+            let options = StopOptions {
+                timeout: Some(own.min(limit)),
+                signal: None,
+            };
             let (containers, id) = (self.clone(), view.record.id.clone());
             stops.spawn(async move {
                 if let Err(error) = containers.stop(&id, options).await {
@@ -609,7 +683,8 @@ impl Containers {
 
     async fn until_cleaned(&self, id: &str) {
         if let Ok(mut handle) = self.shared.registry.find(id) {
-            let cleaned = |view: &Arc<ContainerView>| !matches!(view.state, State::Exited { cleaned: false, .. });
+            let cleaned =
+                |view: &Arc<ContainerView>| !matches!(view.state, State::Exited { cleaned: false, .. });
             let _ = handle.view.wait_for(cleaned).await;
         }
     }
@@ -647,10 +722,16 @@ fn ended_token(handle: &Handle) -> CancellationToken {
 /// The log so far, then the live streams.
 fn after_log(mut entries: mpsc::Receiver<Result<LogEntry>>, io: TaskIo) -> TaskIo {
     let (sender, output) = mpsc::channel(16);
-    let TaskIo { output: mut live, input } = io;
+    let TaskIo {
+        output: mut live,
+        input,
+    } = io;
     tokio::spawn(async move {
         while let Some(Ok(entry)) = entries.recv().await {
-            let chunk = OutputChunk { stream: entry.stream, bytes: entry.line };
+            let chunk = OutputChunk {
+                stream: entry.stream,
+                bytes: entry.line,
+            };
             if sender.send(chunk).await.is_err() {
                 return;
             }
@@ -666,6 +747,9 @@ fn after_log(mut entries: mpsc::Receiver<Result<LogEntry>>, io: TaskIo) -> TaskI
 
 /// `--dns`, parsed.
 fn dns_servers(host: &HostConfig) -> Result<Vec<IpAddr>> {
-    let parse = |text: &String| text.parse().map_err(|_| Error::invalid(format!("bad dns address: {text}")));
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|_| Error::invalid(format!("bad dns address: {text}")))
+    };
     host.dns.iter().map(parse).collect()
 }

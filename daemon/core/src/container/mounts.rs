@@ -34,8 +34,14 @@ pub(super) fn resolve(host: &HostConfig, own_socket: Option<&Path>) -> Result<Ve
         });
     }
     let mut seen = BTreeSet::new();
-    match points.iter().find(|point| !seen.insert(point.destination.as_str())) {
-        Some(point) => Err(Error::invalid(format!("Duplicate mount point: {}", point.destination))),
+    match points
+        .iter()
+        .find(|point| !seen.insert(point.destination.as_str()))
+    {
+        Some(point) => Err(Error::invalid(format!(
+            "Duplicate mount point: {}",
+            point.destination
+        ))),
         None => Ok(points),
     }
 }
@@ -49,15 +55,25 @@ pub(super) fn specs(points: &[MountPoint]) -> Vec<MountSpec> {
 
 fn spec(point: &MountPoint) -> MountSpec {
     let kind = if point.kind == "tmpfs" {
-        MountKind::Tmpfs { options: tmpfs_options(&point.mode) }
+        MountKind::Tmpfs {
+            options: tmpfs_options(&point.mode),
+        }
     } else {
         MountKind::Bind {
             source: PathBuf::from(&point.source),
-            propagation: if point.propagation.is_empty() { "rprivate".to_owned() } else { point.propagation.clone() },
+            propagation: if point.propagation.is_empty() {
+                "rprivate".to_owned()
+            } else {
+                point.propagation.clone()
+            },
             recursive: !point.mode.split(',').any(|o| o == "bind-nonrecursive"),
         }
     };
-    MountSpec { target: point.destination.clone(), kind, read_only: !point.rw }
+    MountSpec {
+        target: point.destination.clone(),
+        kind,
+        read_only: !point.rw,
+    }
 }
 
 /// Docker's defaults with the user's words behind them, so that those win.
@@ -66,7 +82,9 @@ fn tmpfs_options(text: &str) -> Vec<String> {
     let opposite = |default: &str| default.strip_prefix("no").map(str::to_owned);
     let mut options: Vec<String> = ["noexec", "nosuid", "nodev"]
         .into_iter()
-        .filter(|default| !given.contains(default) && opposite(default).is_none_or(|o| !given.contains(&o.as_str())))
+        .filter(|default| {
+            !given.contains(default) && opposite(default).is_none_or(|o| !given.contains(&o.as_str()))
+        })
         .map(str::to_owned)
         .collect();
     options.extend(given.into_iter().map(str::to_owned));
@@ -113,7 +131,8 @@ fn parse_bind(text: &str, own_socket: Option<&Path>) -> Result<MountPoint> {
 }
 
 fn structured(mount: &Mount, own_socket: Option<&Path>) -> Result<MountPoint> {
-    let invalid = |why: &str| Error::invalid(format!("invalid mount config for type {:?}: {why}", mount.kind));
+    let invalid =
+        |why: &str| Error::invalid(format!("invalid mount config for type {:?}: {why}", mount.kind));
     if mount.target.is_empty() {
         return Err(invalid("field Target must not be empty"));
     }
@@ -141,13 +160,23 @@ fn structured(mount: &Mount, own_socket: Option<&Path>) -> Result<MountPoint> {
             let source = host_source(&mount.source, own_socket);
             if !source.exists() {
                 if !options.create_mountpoint {
-                    return Err(invalid(&format!("bind source path does not exist: {}", source.display())));
+                    return Err(invalid(&format!(
+                        "bind source path does not exist: {}",
+                        source.display()
+                    )));
                 }
                 make_source(&source)?;
             }
-            let propagation =
-                if options.propagation.is_empty() { "rprivate".to_owned() } else { options.propagation };
-            let mode = if options.non_recursive { "bind-nonrecursive" } else { "" };
+            let propagation = if options.propagation.is_empty() {
+                "rprivate".to_owned()
+            } else {
+                options.propagation
+            };
+            let mode = if options.non_recursive {
+                "bind-nonrecursive"
+            } else {
+                ""
+            };
             Ok(point(source.display().to_string(), mode.to_owned(), propagation))
         }
         "tmpfs" => {
@@ -164,7 +193,11 @@ fn structured(mount: &Mount, own_socket: Option<&Path>) -> Result<MountPoint> {
             }
             Ok(point(String::new(), words.join(","), String::new()))
         }
-        "volume" => Err(volumes_unsupported(if mount.source.is_empty() { &mount.target } else { &mount.source })),
+        "volume" => Err(volumes_unsupported(if mount.source.is_empty() {
+            &mount.target
+        } else {
+            &mount.source
+        })),
         other => Err(Error::invalid(format!("mount type unknown: {other:?}"))),
     }
 }
@@ -184,13 +217,19 @@ fn host_source(source: &str, own_socket: Option<&Path>) -> PathBuf {
 
 fn make_source(source: &Path) -> Result<()> {
     std::fs::create_dir_all(source).map_err(|e| {
-        Error::invalid(format!("error while creating mount source path '{}'", source.display())).caused_by(e)
+        Error::invalid(format!(
+            "error while creating mount source path '{}'",
+            source.display()
+        ))
+        .caused_by(e)
     })
 }
 
 fn clean_target(target: &str) -> Result<String> {
     if !target.starts_with('/') {
-        return Err(Error::invalid(format!("invalid mount path: '{target}' mount path must be absolute")));
+        return Err(Error::invalid(format!(
+            "invalid mount path: '{target}' mount path must be absolute"
+        )));
     }
     let clean = lexically_clean(Path::new(target));
     if clean == Path::new("/") {
@@ -219,7 +258,10 @@ mod tests {
     use super::*;
 
     fn host(binds: &[&str]) -> HostConfig {
-        HostConfig { binds: Some(binds.iter().map(|&b| b.to_owned()).collect()), ..HostConfig::default() }
+        HostConfig {
+            binds: Some(binds.iter().map(|&b| b.to_owned()).collect()),
+            ..HostConfig::default()
+        }
     }
 
     #[test]
@@ -234,7 +276,10 @@ mod tests {
     #[test]
     fn bad_ones_are_refused_in_docker_s_words() {
         let text = |bind: &str| resolve(&host(&[bind]), None).unwrap_err().to_string();
-        assert_eq!(text("/a:b"), "invalid mount path: 'b' mount path must be absolute");
+        assert_eq!(
+            text("/a:b"),
+            "invalid mount path: 'b' mount path must be absolute"
+        );
         assert_eq!(text("/a:/b:c:d"), "invalid volume specification: '/a:/b:c:d'");
         assert_eq!(text("/tmp:/b:wild"), "invalid mode: wild");
         assert_eq!(text("/tmp:/"), "invalid specification: destination can't be '/'");
@@ -255,7 +300,10 @@ mod tests {
 
     #[test]
     fn tmpfs_defaults_yield_to_the_user() {
-        assert_eq!(tmpfs_options("size=1m,exec"), ["nosuid", "nodev", "size=1m", "exec"]);
+        assert_eq!(
+            tmpfs_options("size=1m,exec"),
+            ["nosuid", "nodev", "size=1m", "exec"]
+        );
         assert_eq!(tmpfs_options(""), ["noexec", "nosuid", "nodev"]);
     }
 

@@ -5,22 +5,92 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::error::{Error, Result};
 
 const ADJECTIVES: &[&str] = &[
-    "able", "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "candid", "clever", "coastal", "cosy",
-    "daring", "deep", "eager", "early", "easy", "fair", "fleet", "fond", "frank", "free", "fresh", "gentle", "glad",
-    "golden", "grand", "handy", "happy", "hardy", "keen", "kind", "lively", "lucid", "lucky", "mellow", "merry", "mild",
-    "misty", "modest", "nimble", "noble", "northern", "patient", "placid", "plucky", "proud", "quick", "quiet", "ready",
-    "rustic", "salty", "sharp", "silent", "silver", "sleek", "smooth", "snug", "sober", "solid", "southern", "spry",
-    "stable", "steady", "stout", "sunny", "swift", "tidal", "tidy", "trim", "trusty", "vivid", "warm", "western", "wise",
+    "able", "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "candid", "clever",
+    "coastal", "cosy", "daring", "deep", "eager", "early", "easy", "fair", "fleet", "fond", "frank", "free",
+    "fresh", "gentle", "glad", "golden", "grand", "handy", "happy", "hardy", "keen", "kind", "lively",
+    "lucid", "lucky", "mellow", "merry", "mild", "misty", "modest", "nimble", "noble", "northern", "patient",
+    "placid", "plucky", "proud", "quick", "quiet", "ready", "rustic", "salty", "sharp", "silent", "silver",
+    "sleek", "smooth", "snug", "sober", "solid", "southern", "spry", "stable", "steady", "stout", "sunny",
+    "swift", "tidal", "tidy", "trim", "trusty", "vivid", "warm", "western", "wise",
 ];
 
 const NOUNS: &[&str] = &[
-    "albatross", "anchor", "barge", "barque", "beacon", "bollard", "bosun", "bowline", "brig", "buoy", "canoe", "capstan",
-    "catamaran", "clipper", "compass", "coracle", "cormorant", "curlew", "cutter", "dinghy", "dolphin", "dory", "drifter",
-    "ferry", "foghorn", "frigate", "galley", "gannet", "gunwale", "halyard", "harbour", "heron", "jetty", "kayak", "keel",
-    "ketch", "lantern", "lighter", "limpet", "lugger", "mainsail", "mariner", "mooring", "narwhal", "oar", "osprey", "otter",
-    "packet", "pelican", "petrel", "pilot", "pinnace", "plover", "porpoise", "puffin", "punt", "quay", "rigging", "rudder",
-    "sandpiper", "schooner", "scow", "seal", "sextant", "shanty", "sloop", "spar", "spinnaker", "starling", "tern", "tiller",
-    "trawler", "tug", "walrus", "wherry", "yawl",
+    "albatross",
+    "anchor",
+    "barge",
+    "barque",
+    "beacon",
+    "bollard",
+    "bosun",
+    "bowline",
+    "brig",
+    "buoy",
+    "canoe",
+    "capstan",
+    "catamaran",
+    "clipper",
+    "compass",
+    "coracle",
+    "cormorant",
+    "curlew",
+    "cutter",
+    "dinghy",
+    "dolphin",
+    "dory",
+    "drifter",
+    "ferry",
+    "foghorn",
+    "frigate",
+    "galley",
+    "gannet",
+    "gunwale",
+    "halyard",
+    "harbour",
+    "heron",
+    "jetty",
+    "kayak",
+    "keel",
+    "ketch",
+    "lantern",
+    "lighter",
+    "limpet",
+    "lugger",
+    "mainsail",
+    "mariner",
+    "mooring",
+    "narwhal",
+    "oar",
+    "osprey",
+    "otter",
+    "packet",
+    "pelican",
+    "petrel",
+    "pilot",
+    "pinnace",
+    "plover",
+    "porpoise",
+    "puffin",
+    "punt",
+    "quay",
+    "rigging",
+    "rudder",
+    "sandpiper",
+    "schooner",
+    "scow",
+    "seal",
+    "sextant",
+    "shanty",
+    "sloop",
+    "spar",
+    "spinnaker",
+    "starling",
+    "tern",
+    "tiller",
+    "trawler",
+    "tug",
+    "walrus",
+    "wherry",
+    "yawl",
 ];
 
 /// A new container id: 64 hexadecimal digits whose first 12 are not a plain number (the short id would be
@@ -42,7 +112,11 @@ pub(super) fn generate(attempt: u32) -> Result<String> {
     random(&mut bytes)?;
     let adjective = ADJECTIVES[usize::from(u16::from_le_bytes([bytes[0], bytes[1]])) % ADJECTIVES.len()];
     let noun = NOUNS[usize::from(u16::from_le_bytes([bytes[2], bytes[3]])) % NOUNS.len()];
-    Ok(if attempt == 0 { format!("{adjective}_{noun}") } else { format!("{adjective}_{noun}{attempt}") })
+    Ok(if attempt == 0 {
+        format!("{adjective}_{noun}")
+    } else {
+        format!("{adjective}_{noun}{attempt}")
+    })
 }
 
 /// Checks a name given by a client and strips the optional leading slash.
@@ -65,7 +139,9 @@ pub(super) fn check(name: &str) -> Result<&str> {
 }
 
 fn random(bytes: &mut [u8]) -> Result<()> {
-    SystemRandom::new().fill(bytes).map_err(|_| Error::system("getrandom failed"))
+    SystemRandom::new()
+        .fill(bytes)
+        .map_err(|_| Error::system("getrandom failed"))
 }
 
 #[cfg(test)]

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::Shared;
 use super::actor::{self, Beginning, LOST};
 use super::disk::{FORMAT, StateFile};
 use super::launch;
 use super::state::State;
 use super::view::Record;
-use super::Shared;
 use crate::error::{Error, Result};
 use crate::network::Sandbox;
 use crate::runtime::Adopted;
@@ -58,7 +58,12 @@ async fn beginning(shared: &Shared, record: Record, file: Option<StateFile>) -> 
     }
     let state = resolve(file.state, &adopted);
     tracing::debug!(container = %record.id, ?adopted, status = state.status().word, "recovered");
-    Beginning { record: Arc::new(record), state, sandbox: file.sandbox, restart_count: file.restart_count }
+    Beginning {
+        record: Arc::new(record),
+        state,
+        sandbox: file.sandbox,
+        restart_count: file.restart_count,
+    }
 }
 
 /// What the state on disk and the runtime's answer mean together.
@@ -79,7 +84,10 @@ fn resolve(recorded: State, adopted: &Adopted) -> State {
         cleaned: false,
     };
     match adopted {
-        Adopted::Running(pid) => State::Running { pid: *pid, started_at: started_at.unwrap_or(now) },
+        Adopted::Running(pid) => State::Running {
+            pid: *pid,
+            started_at: started_at.unwrap_or(now),
+        },
         Adopted::Exited(exit) => match previous {
             // Recorded already; only the clean-up was cut off.
             State::Exited { .. } => uncleaned(previous),
@@ -115,16 +123,31 @@ mod tests {
     #[test]
     fn the_runtime_knows_better_than_the_file() {
         let created = State::Created { last_failure: None };
-        let starting = State::Starting { previous: Box::new(created.clone()) };
-        let running = State::Running { pid: 5, started_at: at(1) };
-        let exit = TaskExit { code: 3, finished_at: at(9), oom_killed: false };
+        let starting = State::Starting {
+            previous: Box::new(created.clone()),
+        };
+        let running = State::Running {
+            pid: 5,
+            started_at: at(1),
+        };
+        let exit = TaskExit {
+            code: 3,
+            finished_at: at(9),
+            oom_killed: false,
+        };
         // Killed between the start and its record.
-        assert!(matches!(resolve(starting.clone(), &Adopted::Running(6)), State::Running { pid: 6, .. }));
+        assert!(matches!(
+            resolve(starting.clone(), &Adopted::Running(6)),
+            State::Running { pid: 6, .. }
+        ));
         assert_eq!(resolve(starting.clone(), &Adopted::Created(6)), created);
         assert_eq!(resolve(starting, &Adopted::Gone), created);
         // Ended while nobody watched.
         let ended = resolve(running.clone(), &Adopted::Exited(exit.clone())).status();
-        assert_eq!((ended.exit_code, ended.started_at, ended.finished_at), (3, Some(at(1)), Some(at(9))));
+        assert_eq!(
+            (ended.exit_code, ended.started_at, ended.finished_at),
+            (3, Some(at(1)), Some(at(9)))
+        );
         // The shim was lost with it.
         assert_eq!(resolve(running, &Adopted::Gone).status().exit_code, LOST);
     }
@@ -140,6 +163,13 @@ mod tests {
             cleaned: true,
         };
         let again = resolve(state, &Adopted::Gone);
-        assert!(matches!(again, State::Exited { code: 7, cleaned: false, .. }));
+        assert!(matches!(
+            again,
+            State::Exited {
+                code: 7,
+                cleaned: false,
+                ..
+            }
+        ));
     }
 }

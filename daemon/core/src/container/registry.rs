@@ -103,13 +103,15 @@ impl Registry {
         if reference.is_empty() {
             return Err(missing());
         }
-        let mut candidates =
-            tables.by_id.range(reference.to_owned()..).take_while(|(id, _)| id.starts_with(reference));
+        let mut candidates = tables
+            .by_id
+            .range(reference.to_owned()..)
+            .take_while(|(id, _)| id.starts_with(reference));
         match (candidates.next(), candidates.next()) {
             (Some((_, handle)), None) => Ok(handle.clone()),
-            (Some(_), Some(_)) => {
-                Err(Error::invalid(format!("Multiple IDs found with provided prefix: {reference}")))
-            }
+            (Some(_), Some(_)) => Err(Error::invalid(format!(
+                "Multiple IDs found with provided prefix: {reference}"
+            ))),
             (None, _) => Err(missing()),
         }
     }

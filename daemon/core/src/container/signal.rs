@@ -21,12 +21,20 @@ const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
 pub(super) fn parse(text: &str) -> Result<i32> {
     let invalid = || Error::invalid(format!("invalid signal: {text}"));
     if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err(invalid()) };
+        return if (1..=64).contains(&number) {
+            Ok(number)
+        } else {
+            Err(invalid())
+        };
     }
     let upper = text.to_ascii_uppercase();
     let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(number) = real_time(bare) {
-        return if REAL_TIME.contains(&number) { Ok(number) } else { Err(invalid()) };
+        return if REAL_TIME.contains(&number) {
+            Ok(number)
+        } else {
+            Err(invalid())
+        };
     }
     // Old names that signal(7) lists as synonyms.
     let bare = match bare {
@@ -35,7 +43,9 @@ pub(super) fn parse(text: &str) -> Result<i32> {
         "IOT" => "ABRT",
         other => other,
     };
-    Signal::from_str(&format!("SIG{bare}")).map(|signal| signal as i32).map_err(|_| invalid())
+    Signal::from_str(&format!("SIG{bare}"))
+        .map(|signal| signal as i32)
+        .map_err(|_| invalid())
 }
 
 fn real_time(bare: &str) -> Option<i32> {
@@ -48,7 +58,11 @@ fn real_time(bare: &str) -> Option<i32> {
         return Some(base);
     }
     let distance: i32 = offset.strip_prefix(sign)?.parse().ok()?;
-    Some(if sign == '+' { base + distance } else { base - distance })
+    Some(if sign == '+' {
+        base + distance
+    } else {
+        base - distance
+    })
 }
 
 #[cfg(test)]
@@ -71,8 +85,13 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
-        for text in ["", "0", "65", "-1", "SIG", "BOGUS", "RTMIN-1", "RTMAX+1", "RTMIN+99"] {
-            assert_eq!(parse(text).unwrap_err().to_string(), format!("invalid signal: {text}"));
+        for text in [
+            "", "0", "65", "-1", "SIG", "BOGUS", "RTMIN-1", "RTMAX+1", "RTMIN+99",
+        ] {
+            assert_eq!(
+                parse(text).unwrap_err().to_string(),
+                format!("invalid signal: {text}")
+            );
         }
     }
 }

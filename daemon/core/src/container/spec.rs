@@ -10,7 +10,9 @@ use super::view::Record;
 use crate::config::LogConfig;
 use crate::error::{Error, Result};
 use crate::network::Sandbox;
-use crate::runtime::{LaunchSpec, LogTarget, MountKind, MountSpec, ProcessSpec, SeccompProfile, TerminalSize};
+use crate::runtime::{
+    LaunchSpec, LogTarget, MountKind, MountSpec, ProcessSpec, SeccompProfile, TerminalSize,
+};
 
 /// `--security-opt`, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +28,11 @@ pub(super) struct Security {
 /// # Errors
 /// `InvalidParameter` for an unknown option, `NotImplemented` for confinement that is not there.
 pub(super) fn security(options: &[String]) -> Result<Security> {
-    let mut security =
-        Security { seccomp: SeccompProfile::Builtin, no_new_privileges: false, bare_system_paths: false };
+    let mut security = Security {
+        seccomp: SeccompProfile::Builtin,
+        no_new_privileges: false,
+        bare_system_paths: false,
+    };
     for option in options {
         let (name, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
         match (name, value) {
@@ -66,10 +71,14 @@ pub(super) fn log_limits(config: &LogConfig) -> Result<(Option<u64>, u32)> {
             }
             (_, "max-file") => {
                 let number = value.parse().ok().filter(|&n| n >= 1);
-                max_files =
-                    number.ok_or_else(|| Error::invalid(format!("max-file cannot be less than 1: {value:?}")))?;
+                max_files = number
+                    .ok_or_else(|| Error::invalid(format!("max-file cannot be less than 1: {value:?}")))?;
             }
-            _ => return Err(Error::invalid(format!("unknown log opt '{name}' for json-file log driver"))),
+            _ => {
+                return Err(Error::invalid(format!(
+                    "unknown log opt '{name}' for json-file log driver"
+                )));
+            }
         }
     }
     Ok((max_size, max_files))
@@ -78,7 +87,10 @@ pub(super) fn log_limits(config: &LogConfig) -> Result<(Option<u64>, u32)> {
 /// `10m`, `1G`, `512`, `20kb`: powers of 1024, as Docker reads them.
 fn parse_size(text: &str) -> Option<u64> {
     let lower = text.trim().to_ascii_lowercase();
-    let bare = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
+    let bare = lower
+        .strip_suffix("ib")
+        .or_else(|| lower.strip_suffix('b'))
+        .unwrap_or(&lower);
     let (digits, shift) = match bare.as_bytes().last()? {
         b'k' => (&bare[..bare.len() - 1], 10),
         b'm' => (&bare[..bare.len() - 1], 20),
@@ -96,7 +108,11 @@ pub(super) fn log_target(record: &Record) -> Result<LogTarget> {
         return Ok(LogTarget::None);
     }
     let (max_size, max_files) = log_limits(config)?;
-    Ok(LogTarget::JsonFile { path: record.log_path(), max_size, max_files })
+    Ok(LogTarget::JsonFile {
+        path: record.log_path(),
+        max_size,
+        max_files,
+    })
 }
 
 /// Everything the runtime needs.
@@ -134,7 +150,13 @@ pub(super) fn launch_spec(record: &Record, rootfs: PathBuf, sandbox: &Sandbox) -
             .devices
             .iter()
             .flatten()
-            .map(|d| (d.path_on_host.clone().into(), d.path_in_container.clone().into(), d.cgroup_permissions.clone()))
+            .map(|d| {
+                (
+                    d.path_on_host.clone().into(),
+                    d.path_in_container.clone().into(),
+                    d.cgroup_permissions.clone(),
+                )
+            })
             .collect(),
         oom_score_adj: host.oom_score_adj,
         init: host.init.unwrap_or(false),
@@ -146,9 +168,16 @@ pub(super) fn launch_spec(record: &Record, rootfs: PathBuf, sandbox: &Sandbox) -
 fn process(record: &Record) -> ProcessSpec {
     let (config, host) = (&record.config, &record.host_config);
     ProcessSpec {
-        args: std::iter::once(&record.path).chain(&record.args).cloned().collect(),
+        args: std::iter::once(&record.path)
+            .chain(&record.args)
+            .cloned()
+            .collect(),
         env: environment(config),
-        cwd: if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() },
+        cwd: if config.working_dir.is_empty() {
+            "/".to_owned()
+        } else {
+            config.working_dir.clone()
+        },
         user: config.user.clone(),
         additional_groups: host.group_add.clone().unwrap_or_default(),
         tty: config.tty,
@@ -164,17 +193,20 @@ fn process(record: &Record) -> ProcessSpec {
 /// The three generated files first (unless the user mounts over them), then the user's own mounts.
 fn all_mounts(record: &Record) -> Vec<MountSpec> {
     let user = mounts::specs(&record.mounts);
-    let generated = ["resolv.conf", "hostname", "hosts"].into_iter().map(|name| MountSpec {
-        target: format!("/etc/{name}"),
-        kind: MountKind::Bind {
-            source: record.directory.join(name),
-            propagation: "rprivate".to_owned(),
-            recursive: true,
-        },
-        read_only: record.host_config.readonly_rootfs,
-    });
-    let mut all: Vec<MountSpec> =
-        generated.filter(|file| user.iter().all(|mount| mount.target != file.target)).collect();
+    let generated = ["resolv.conf", "hostname", "hosts"]
+        .into_iter()
+        .map(|name| MountSpec {
+            target: format!("/etc/{name}"),
+            kind: MountKind::Bind {
+                source: record.directory.join(name),
+                propagation: "rprivate".to_owned(),
+                recursive: true,
+            },
+            read_only: record.host_config.readonly_rootfs,
+        });
+    let mut all: Vec<MountSpec> = generated
+        .filter(|file| user.iter().all(|mount| mount.target != file.target))
+        .collect();
     all.extend(user);
     all
 }
@@ -204,7 +236,10 @@ pub(super) fn hosts_text(record: &Record, sandbox: &Sandbox, host_file: &Path) -
         if config.domainname.is_empty() {
             text.push_str(&format!("{address}\t{}\n", config.hostname));
         } else {
-            text.push_str(&format!("{address}\t{0}.{1} {0}\n", config.hostname, config.domainname));
+            text.push_str(&format!(
+                "{address}\t{0}.{1} {0}\n",
+                config.hostname, config.domainname
+            ));
         }
     }
     text
@@ -232,17 +267,38 @@ mod tests {
     fn security_options() {
         let parse = |options: &[&str]| security(&options.iter().map(|&o| o.to_owned()).collect::<Vec<_>>());
         let parsed = parse(&["seccomp=unconfined", "no-new-privileges"]).unwrap();
-        assert_eq!((parsed.seccomp, parsed.no_new_privileges), (SeccompProfile::Unconfined, true));
+        assert_eq!(
+            (parsed.seccomp, parsed.no_new_privileges),
+            (SeccompProfile::Unconfined, true)
+        );
         assert!(parse(&["no-new-privileges:true"]).unwrap().no_new_privileges);
-        assert_eq!(parse(&["seccomp={\"a\":1}"]).unwrap().seccomp, SeccompProfile::Custom("{\"a\":1}".to_owned()));
-        assert_eq!(parse(&["apparmor=docker-default"]).unwrap_err().kind(), crate::ErrorKind::NotImplemented);
-        assert_eq!(parse(&["x=y"]).unwrap_err().to_string(), "invalid --security-opt 2: \"x=y\"");
+        assert_eq!(
+            parse(&["seccomp={\"a\":1}"]).unwrap().seccomp,
+            SeccompProfile::Custom("{\"a\":1}".to_owned())
+        );
+        assert_eq!(
+            parse(&["apparmor=docker-default"]).unwrap_err().kind(),
+            crate::ErrorKind::NotImplemented
+        );
+        assert_eq!(
+            parse(&["x=y"]).unwrap_err().to_string(),
+            "invalid --security-opt 2: \"x=y\""
+        );
     }
 
     #[test]
     fn unknown_log_options_are_refused() {
-        let options = [("max-size".to_owned(), "1k".to_owned()), ("bogus".to_owned(), String::new())];
-        let config = LogConfig { driver: "json-file".to_owned(), options: options.into_iter().collect() };
-        assert_eq!(log_limits(&config).unwrap_err().to_string(), "unknown log opt 'bogus' for json-file log driver");
+        let options = [
+            ("max-size".to_owned(), "1k".to_owned()),
+            ("bogus".to_owned(), String::new()),
+        ];
+        let config = LogConfig {
+            driver: "json-file".to_owned(),
+            options: options.into_iter().collect(),
+        };
+        assert_eq!(
+            log_limits(&config).unwrap_err().to_string(),
+            "unknown log opt 'bogus' for json-file log driver"
+        );
     }
 }

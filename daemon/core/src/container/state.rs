@@ -168,9 +168,12 @@ pub fn step(state: &State, event: &Event) -> Result<(State, Vec<Effect>), Denied
 
 fn start(state: &State) -> Result<(State, Vec<Effect>), Denied> {
     match state {
-        State::Created { .. } | State::Exited { cleaned: true, .. } => {
-            Ok((State::Starting { previous: Box::new(state.clone()) }, vec![Effect::Launch]))
-        }
+        State::Created { .. } | State::Exited { cleaned: true, .. } => Ok((
+            State::Starting {
+                previous: Box::new(state.clone()),
+            },
+            vec![Effect::Launch],
+        )),
         State::Starting { .. } | State::Exited { cleaned: false, .. } => Err(Denied::Later),
         State::Running { .. } => Err(Denied::NotModified),
         State::Removing { .. } => Err(Denied::Removing),
@@ -188,9 +191,12 @@ fn while_running(state: &State, effect: Effect, otherwise: Denied) -> Result<(St
 
 fn remove(state: &State, force: bool) -> Result<(State, Vec<Effect>), Denied> {
     match state {
-        State::Created { .. } | State::Exited { cleaned: true, .. } | State::Dead { .. } => {
-            Ok((State::Removing { previous: Box::new(state.clone()) }, vec![Effect::Delete]))
-        }
+        State::Created { .. } | State::Exited { cleaned: true, .. } | State::Dead { .. } => Ok((
+            State::Removing {
+                previous: Box::new(state.clone()),
+            },
+            vec![Effect::Delete],
+        )),
         State::Starting { .. } | State::Exited { cleaned: false, .. } => Err(Denied::Later),
         // The owner asks again when it has ended.
         State::Running { .. } if force => Ok((state.clone(), vec![Effect::KillForRemoval])),
@@ -201,9 +207,13 @@ fn remove(state: &State, force: bool) -> Result<(State, Vec<Effect>), Denied> {
 
 fn reported(state: &State, report: &Event) -> Result<(State, Vec<Effect>), Denied> {
     match (state, report) {
-        (State::Starting { .. }, Event::Launched { pid, at }) => {
-            Ok((State::Running { pid: *pid, started_at: *at }, vec![Effect::Watch]))
-        }
+        (State::Starting { .. }, Event::Launched { pid, at }) => Ok((
+            State::Running {
+                pid: *pid,
+                started_at: *at,
+            },
+            vec![Effect::Watch],
+        )),
         (State::Starting { previous }, Event::LaunchFailed(failure)) => {
             let mut state = (**previous).clone();
             if let State::Created { last_failure } | State::Exited { last_failure, .. } = &mut state {
@@ -231,9 +241,12 @@ fn reported(state: &State, report: &Event) -> Result<(State, Vec<Effect>), Denie
         }
         // The last transition: the owner ends after it.
         (State::Removing { .. }, Event::Removed) => Ok((state.clone(), Vec::new())),
-        (State::Removing { .. }, Event::RemoveFailed(reason)) => {
-            Ok((State::Dead { reason: reason.clone() }, Vec::new()))
-        }
+        (State::Removing { .. }, Event::RemoveFailed(reason)) => Ok((
+            State::Dead {
+                reason: reason.clone(),
+            },
+            Vec::new(),
+        )),
         _ => Err(Denied::Impossible),
     }
 }
@@ -285,7 +298,14 @@ impl State {
                 status.pid = *pid;
                 status.started_at = Some(*started_at);
             }
-            Self::Exited { code, started_at, finished_at, oom_killed, last_failure, cleaned: _ } => {
+            Self::Exited {
+                code,
+                started_at,
+                finished_at,
+                oom_killed,
+                last_failure,
+                cleaned: _,
+            } => {
                 status.word = "exited";
                 status.exit_code = *code;
                 status.started_at = Some(*started_at);
@@ -344,12 +364,33 @@ mod tests {
     fn states() -> Vec<(&'static str, State)> {
         vec![
             ("created", created()),
-            ("starting", State::Starting { previous: Box::new(created()) }),
-            ("running", State::Running { pid: 7, started_at: at(1) }),
+            (
+                "starting",
+                State::Starting {
+                    previous: Box::new(created()),
+                },
+            ),
+            (
+                "running",
+                State::Running {
+                    pid: 7,
+                    started_at: at(1),
+                },
+            ),
             ("ended", exited(false)),
             ("exited", exited(true)),
-            ("removing", State::Removing { previous: Box::new(exited(true)) }),
-            ("dead", State::Dead { reason: "disk".to_owned() }),
+            (
+                "removing",
+                State::Removing {
+                    previous: Box::new(exited(true)),
+                },
+            ),
+            (
+                "dead",
+                State::Dead {
+                    reason: "disk".to_owned(),
+                },
+            ),
         ]
     }
 
@@ -357,8 +398,21 @@ mod tests {
         vec![
             ("start", Event::Start),
             ("launched", Event::Launched { pid: 9, at: at(5) }),
-            ("failed", Event::LaunchFailed(Failure { code: 127, message: "no".to_owned() })),
-            ("ended", Event::Exited { code: 3, at: at(2), oom_killed: false }),
+            (
+                "failed",
+                Event::LaunchFailed(Failure {
+                    code: 127,
+                    message: "no".to_owned(),
+                }),
+            ),
+            (
+                "ended",
+                Event::Exited {
+                    code: 3,
+                    at: at(2),
+                    oom_killed: false,
+                },
+            ),
             ("cleaned", Event::CleanedUp),
             ("stop", Event::Stop),
             ("kill", Event::Kill),
@@ -393,7 +447,11 @@ mod tests {
             removing: -Removing | -Impossible | -Impossible | -Impossible | -Impossible | -NotModified | -NotRunning | -Removing | -Removing | removing[] | dead[]
             dead:     -Dead | -Impossible | -Impossible | -Impossible | -Impossible | -NotModified | -NotRunning | removing[Delete] | removing[Delete] | -Impossible | -Impossible
         ";
-        let rows: Vec<&str> = table.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let rows: Vec<&str> = table
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
         assert_eq!(rows.len(), states().len());
         for ((state_name, state), row) in states().iter().zip(rows) {
             let (row_name, cells) = row.split_once(':').unwrap();
@@ -408,11 +466,19 @@ mod tests {
 
     #[test]
     fn a_failed_start_shows_its_code_and_text_and_keeps_the_earlier_run() {
-        let starting = State::Starting { previous: Box::new(exited(true)) };
-        let failure = Failure { code: 126, message: "permission denied".to_owned() };
+        let starting = State::Starting {
+            previous: Box::new(exited(true)),
+        };
+        let failure = Failure {
+            code: 126,
+            message: "permission denied".to_owned(),
+        };
         let (state, _) = step(&starting, &Event::LaunchFailed(failure)).unwrap();
         let status = state.status();
-        assert_eq!((status.word, status.exit_code, status.error.as_str()), ("exited", 126, "permission denied"));
+        assert_eq!(
+            (status.word, status.exit_code, status.error.as_str()),
+            ("exited", 126, "permission denied")
+        );
         assert_eq!(status.finished_at, Some(at(2)));
     }
 

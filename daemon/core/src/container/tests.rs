@@ -34,7 +34,10 @@ impl ImageSource for OneImage {
             os: "linux".to_owned(),
             author: String::new(),
             comment: String::new(),
-            config: ContainerConfig { cmd: Some(vec!["sh".to_owned()]), ..ContainerConfig::default() },
+            config: ContainerConfig {
+                cmd: Some(vec!["sh".to_owned()]),
+                ..ContainerConfig::default()
+            },
             layers: Vec::new(),
             top_layer: Some("sha256:2222".to_owned()),
             raw_config: serde_json::Value::Null,
@@ -68,11 +71,18 @@ impl World {
         let mut tasks = self.tasks.lock().unwrap();
         let task = tasks.get_mut(id).unwrap();
         task.output.clear();
-        task.exit.send_replace(Some(TaskExit { code, finished_at: Timestamp::now(), oom_killed: false }));
+        task.exit.send_replace(Some(TaskExit {
+            code,
+            finished_at: Timestamp::now(),
+            oom_killed: false,
+        }));
     }
 
     fn say(&self, id: &str, text: &'static str) {
-        let chunk = OutputChunk { stream: StdStream::Stdout, bytes: Bytes::from_static(text.as_bytes()) };
+        let chunk = OutputChunk {
+            stream: StdStream::Stdout,
+            bytes: Bytes::from_static(text.as_bytes()),
+        };
         for output in &self.tasks.lock().unwrap()[id].output {
             output.try_send(chunk.clone()).unwrap();
         }
@@ -128,7 +138,10 @@ impl Networks for World {
         }
     }
     async fn connect(&self, request: &SandboxRequest) -> Result<Sandbox> {
-        self.sandboxes.lock().unwrap().insert(request.container_id.clone());
+        self.sandboxes
+            .lock()
+            .unwrap()
+            .insert(request.container_id.clone());
         Ok(Sandbox {
             namespace: NetworkNamespace::Host,
             key: None,
@@ -141,7 +154,10 @@ impl Networks for World {
         Ok(())
     }
     async fn recover(&self, live: &[(String, Sandbox)]) -> Result<()> {
-        self.sandboxes.lock().unwrap().retain(|id| live.iter().any(|(l, _)| l == id));
+        self.sandboxes
+            .lock()
+            .unwrap()
+            .retain(|id| live.iter().any(|(l, _)| l == id));
         Ok(())
     }
     fn list(&self) -> Vec<NetworkInfo> {
@@ -153,13 +169,21 @@ impl Networks for World {
 impl Runtime for World {
     async fn create(&self, spec: &LaunchSpec) -> Result<TaskPid, LaunchFailure> {
         let (exit, _) = watch::channel(None);
-        let task = Task { exit, started: false, output: Vec::new(), input: None };
+        let task = Task {
+            exit,
+            started: false,
+            output: Vec::new(),
+            input: None,
+        };
         self.tasks.lock().unwrap().insert(spec.id.clone(), task);
         Ok(4711)
     }
     async fn start(&self, id: &str) -> Result<(), LaunchFailure> {
         if let Some((exit_code, text)) = self.broken_start.lock().unwrap().take() {
-            return Err(LaunchFailure { error: Error::invalid(text), exit_code });
+            return Err(LaunchFailure {
+                error: Error::invalid(text),
+                exit_code,
+            });
         }
         self.tasks.lock().unwrap().get_mut(id).unwrap().started = true;
         Ok(())
@@ -171,7 +195,9 @@ impl Runtime for World {
         let task = tasks.get_mut(id).unwrap();
         task.output.push(sender);
         task.input = Some(far);
-        let input = streams.stdin.then(|| Box::new(near) as Box<dyn tokio::io::AsyncWrite + Send + Unpin>);
+        let input = streams
+            .stdin
+            .then(|| Box::new(near) as Box<dyn tokio::io::AsyncWrite + Send + Unpin>);
         Ok(TaskIo { output, input })
     }
     async fn resize(&self, _id: &str, _size: TerminalSize) -> Result<()> {
@@ -185,7 +211,10 @@ impl Runtime for World {
     }
     async fn wait(&self, id: &str) -> Result<TaskExit> {
         let mut exit = self.tasks.lock().unwrap()[id].exit.subscribe();
-        let exit = exit.wait_for(Option::is_some).await.map_err(|_| Error::system("gone"))?;
+        let exit = exit
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| Error::system("gone"))?;
         Ok(exit.clone().unwrap())
     }
     async fn delete(&self, id: &str) -> Result<()> {
@@ -239,7 +268,12 @@ fn bench() -> Bench {
     let directory = tempfile::tempdir().unwrap();
     let (world, events) = (Arc::new(World::default()), Events::default());
     let containers = open(&directory, &world, &events);
-    Bench { world, containers, events, directory }
+    Bench {
+        world,
+        containers,
+        events,
+        directory,
+    }
 }
 
 impl Bench {
@@ -250,12 +284,22 @@ impl Bench {
             labels: Some(BTreeMap::from([("who".to_owned(), name.to_owned())])),
             ..ContainerConfig::default()
         };
-        let request = CreateRequest { name: Some(name.to_owned()), config, host_config: host, ..Default::default() };
+        let request = CreateRequest {
+            name: Some(name.to_owned()),
+            config,
+            host_config: host,
+            ..Default::default()
+        };
         self.containers.create(request).await.unwrap().id
     }
 
     fn actions(&self) -> Vec<String> {
-        self.events.subscribe().0.iter().map(|event| event.action.clone()).collect()
+        self.events
+            .subscribe()
+            .0
+            .iter()
+            .map(|event| event.action.clone())
+            .collect()
     }
 
     /// A second daemon on the same directory and world.
@@ -267,12 +311,23 @@ impl Bench {
 }
 
 fn auto_remove() -> HostConfig {
-    HostConfig { auto_remove: true, ..HostConfig::default() }
+    HostConfig {
+        auto_remove: true,
+        ..HostConfig::default()
+    }
 }
 
 fn all_streams() -> AttachOptions {
-    let streams = AttachStreams { stdin: true, stdout: true, stderr: true };
-    AttachOptions { streams, logs: false, stream: true }
+    let streams = AttachStreams {
+        stdin: true,
+        stdout: true,
+        stderr: true,
+    };
+    AttachOptions {
+        streams,
+        logs: false,
+        stream: true,
+    }
 }
 
 #[tokio::test]
@@ -282,17 +337,44 @@ async fn a_whole_life() {
     let exit = b.containers.wait("web", WaitCondition::NextExit).unwrap();
     b.containers.start("web").await.unwrap();
     assert_eq!(b.containers.find(&id[..12]).unwrap().state.status().pid, 4711);
-    assert_eq!(b.containers.start("web").await.unwrap_err().kind(), ErrorKind::NotModified);
+    assert_eq!(
+        b.containers.start("web").await.unwrap_err().kind(),
+        ErrorKind::NotModified
+    );
     b.world.end(&id, 3);
-    assert_eq!(exit.await, WaitOutcome { status_code: 3, error: None });
-    assert_eq!(b.containers.stop("web", StopOptions::default()).await.unwrap_err().kind(), ErrorKind::NotModified);
+    assert_eq!(
+        exit.await,
+        WaitOutcome {
+            status_code: 3,
+            error: None
+        }
+    );
+    assert_eq!(
+        b.containers
+            .stop("web", StopOptions::default())
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::NotModified
+    );
     // A removal right after the end waits for the clean-up.
-    b.containers.remove("web", RemoveOptions::default()).await.unwrap();
+    b.containers
+        .remove("web", RemoveOptions::default())
+        .await
+        .unwrap();
     assert!(b.world.is_empty());
     assert!(b.world.layers.lock().unwrap().is_empty());
-    assert_eq!(b.containers.find(&id).unwrap_err().to_string(), format!("No such container: {id}"));
+    assert_eq!(
+        b.containers.find(&id).unwrap_err().to_string(),
+        format!("No such container: {id}")
+    );
     assert_eq!(b.actions(), ["create", "start", "die", "destroy"]);
-    assert_eq!(std::fs::read_dir(b.directory.path().join("containers")).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(b.directory.path().join("containers"))
+            .unwrap()
+            .count(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -305,7 +387,16 @@ async fn attached_before_the_start_misses_nothing() {
     assert_eq!(attachment.io.output.recv().await.unwrap().bytes, "hello");
     let mut input = attachment.io.input.take().unwrap();
     input.write_all(b"typed").await.unwrap();
-    let mut far = b.world.tasks.lock().unwrap().get_mut(&id).unwrap().input.take().unwrap();
+    let mut far = b
+        .world
+        .tasks
+        .lock()
+        .unwrap()
+        .get_mut(&id)
+        .unwrap()
+        .input
+        .take()
+        .unwrap();
     let mut typed = [0; 5];
     far.read_exact(&mut typed).await.unwrap();
     assert_eq!(&typed, b"typed");
@@ -320,7 +411,10 @@ async fn a_failed_start_leaves_nothing_and_can_be_tried_again() {
     let mut attachment = b.containers.attach("bad", all_streams()).await.unwrap();
     *b.world.broken_start.lock().unwrap() = Some((127, "executable file not found in $PATH"));
     let error = b.containers.start("bad").await.unwrap_err();
-    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::InvalidParameter, "executable file not found in $PATH"));
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (ErrorKind::InvalidParameter, "executable file not found in $PATH")
+    );
     assert!(b.world.is_empty());
     assert_eq!(attachment.io.output.recv().await, None);
     let status = b.containers.find("bad").unwrap().state.status();
@@ -361,7 +455,10 @@ async fn stop_kills_after_the_timeout_and_blocks_nobody() {
     }
     // Ten (virtual) seconds have not passed: it runs, and others are served.
     assert!(b.containers.find("deaf").unwrap().state.status().running);
-    b.containers.resize("deaf", TerminalSize { height: 1, width: 1 }).await.unwrap();
+    b.containers
+        .resize("deaf", TerminalSize { height: 1, width: 1 })
+        .await
+        .unwrap();
     stopping.await.unwrap().unwrap();
     assert_eq!(b.containers.find("deaf").unwrap().state.status().exit_code, 137);
 }
@@ -376,13 +473,23 @@ async fn conflicts_say_what_docker_says() {
         format!("cannot kill container: p1: container {id} is not running")
     );
     assert_eq!(
-        text(b.containers.resize("p1", TerminalSize { height: 1, width: 1 }).await),
+        text(
+            b.containers
+                .resize("p1", TerminalSize { height: 1, width: 1 })
+                .await
+        ),
         format!("container {id} is not running")
     );
-    assert_eq!(text(b.containers.rename("p1", "").await), "Neither old nor new names may be empty");
+    assert_eq!(
+        text(b.containers.rename("p1", "").await),
+        "Neither old nor new names may be empty"
+    );
     let request = CreateRequest {
         name: Some("/p1".to_owned()),
-        config: ContainerConfig { image: "busybox".to_owned(), ..ContainerConfig::default() },
+        config: ContainerConfig {
+            image: "busybox".to_owned(),
+            ..ContainerConfig::default()
+        },
         ..CreateRequest::default()
     };
     let error = b.containers.create(request).await.unwrap_err();
@@ -399,7 +506,16 @@ async fn conflicts_say_what_docker_says() {
         text(b.containers.remove("p1", RemoveOptions::default()).await),
         "cannot remove container \"/p1\": container is running: stop the container before removing or force remove"
     );
-    b.containers.remove("p1", RemoveOptions { force: true, volumes: false }).await.unwrap();
+    b.containers
+        .remove(
+            "p1",
+            RemoveOptions {
+                force: true,
+                volumes: false,
+            },
+        )
+        .await
+        .unwrap();
     assert!(b.world.is_empty());
 }
 
@@ -408,11 +524,17 @@ async fn a_failed_creation_gives_the_name_back() {
     let b = bench();
     let request = |image: &str| CreateRequest {
         name: Some("n1".to_owned()),
-        config: ContainerConfig { image: image.to_owned(), ..ContainerConfig::default() },
+        config: ContainerConfig {
+            image: image.to_owned(),
+            ..ContainerConfig::default()
+        },
         ..CreateRequest::default()
     };
     let error = b.containers.create(request("nosuch")).await.unwrap_err();
-    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::NotFound, "No such image: nosuch:latest"));
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (ErrorKind::NotFound, "No such image: nosuch:latest")
+    );
     b.containers.create(request("busybox")).await.unwrap();
 }
 
@@ -421,11 +543,18 @@ async fn a_removal_that_fails_leaves_a_dead_container_that_can_be_removed_later(
     let b = bench();
     b.create("stuck", HostConfig::default()).await;
     *b.world.refuse_removal.lock().unwrap() = true;
-    let error = b.containers.remove("stuck", RemoveOptions::default()).await.unwrap_err();
+    let error = b
+        .containers
+        .remove("stuck", RemoveOptions::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "disk on fire");
     assert_eq!(b.containers.find("stuck").unwrap().state.status().word, "dead");
     *b.world.refuse_removal.lock().unwrap() = false;
-    b.containers.remove("stuck", RemoveOptions::default()).await.unwrap();
+    b.containers
+        .remove("stuck", RemoveOptions::default())
+        .await
+        .unwrap();
     assert!(b.containers.find("stuck").is_err());
 }
 
@@ -442,8 +571,16 @@ async fn a_new_daemon_adopts_what_runs_and_records_what_ended() {
     // The old daemon's owners are cut off from the world, as by kill -9: the ends below are seen by the new one only.
     let orphaned: Vec<Task> = {
         let mut tasks = b.world.tasks.lock().unwrap();
-        let fresh = || Task { exit: watch::channel(None).0, started: true, output: Vec::new(), input: None };
-        [&runs, &ended, &once].iter().filter_map(|id| tasks.insert((**id).clone(), fresh())).collect()
+        let fresh = || Task {
+            exit: watch::channel(None).0,
+            started: true,
+            output: Vec::new(),
+            input: None,
+        };
+        [&runs, &ended, &once]
+            .iter()
+            .filter_map(|id| tasks.insert((**id).clone(), fresh()))
+            .collect()
     };
     b.world.end(&ended, 9);
     b.world.end(&once, 0);
@@ -468,9 +605,16 @@ async fn lists_and_filters() {
     let two = b.create("two", HostConfig::default()).await;
     b.containers.start("two").await.unwrap();
     let names = |json: &str, all: bool| {
-        let options = ListOptions { all, limit: None, filters: Filters::parse(json).unwrap() };
+        let options = ListOptions {
+            all,
+            limit: None,
+            filters: Filters::parse(json).unwrap(),
+        };
         let views = b.containers.list(&options).unwrap();
-        views.iter().map(|view| view.record.name.clone()).collect::<Vec<_>>()
+        views
+            .iter()
+            .map(|view| view.record.name.clone())
+            .collect::<Vec<_>>()
     };
     assert_eq!(names("", false), ["two"]);
     assert_eq!(names("", true), ["two", "one"]);
