@@ -7,12 +7,14 @@
 //! server/         the daemon: sockets, signals, life cycle
 //! wiring.rs       builds the engine out of the crates below; the only place that knows all of them
 //! setuptool.rs    dockerd-rootless-setuptool.sh
+//! init.rs         docker-init, process 1 of containers started with --init
 //! ```
 //!
 //! Later roles (fuse-overlayfs, storage, bench, doctor) are variants of [`role::Role`] with a module each.
 
 mod config;
 mod environment;
+mod init;
 mod locks;
 mod logging;
 mod paths;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Role::Keeper => rootless::keeper::run().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
         Role::Daemon => server::run_as_child(&role::program_name(&arguments)),
         Role::Shim(shim_arguments) => wiring::shim(shim_arguments),
+        Role::Init(command) => init::run(&command),
         Role::SetupTool(words) => setuptool::run(&words, &Environment::read()),
         Role::Parent => start(&arguments),
     }

@@ -26,16 +26,23 @@ pub(crate) enum Role {
     Shim(Vec<OsString>),
     /// `dockerd-rootless-setuptool.sh COMMAND`.
     SetupTool(Vec<OsString>),
+    /// `docker-init -- COMMAND`, process 1 of a container.
+    Init(Vec<OsString>),
 }
 
 /// Name of the setup tool.
 const SETUP_TOOL: &str = "dockerd-rootless-setuptool.sh";
+/// Name of the init that is mounted into containers.
+const INIT: &str = "docker-init";
 
 impl Role {
     /// Chooses by the whole argument vector.
     pub(crate) fn of(arguments: &[OsString]) -> Self {
-        if program_name(arguments) == SETUP_TOOL {
-            return Self::SetupTool(arguments.iter().skip(1).cloned().collect());
+        let rest = || arguments.iter().skip(1).cloned().collect();
+        match program_name(arguments).as_str() {
+            SETUP_TOOL => return Self::SetupTool(rest()),
+            INIT => return Self::Init(rest()),
+            _ => {}
         }
         match arguments.get(1).map(OsString::as_os_str).and_then(OsStr::to_str) {
             Some(KEEPER) => Self::Keeper,

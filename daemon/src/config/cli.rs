@@ -41,9 +41,11 @@ Examples:
   skiffd --add-runtime crun=/usr/bin/crun --default-runtime crun
   skiffd --validate --config-file ./daemon.json    check a configuration
 
-The flags and the keys of daemon.json are dockerd's. The file is ~/.config/docker/daemon.json, as root
-/etc/docker/daemon.json. Environment: XDG_RUNTIME_DIR, XDG_DATA_HOME, XDG_CONFIG_HOME, DOCKER_DRIVER,
-DOCKERD_ROOTLESS_ROOTLESSKIT_NET and _MTU, HTTP_PROXY, HTTPS_PROXY, NO_PROXY.";
+The flags and the keys of daemon.json are dockerd's.
+The file is ~/.config/docker/daemon.json, as root /etc/docker/daemon.json.
+Environment: XDG_RUNTIME_DIR, XDG_DATA_HOME, XDG_CONFIG_HOME, DOCKER_DRIVER, HTTP_PROXY, HTTPS_PROXY,
+NO_PROXY, and of dockerd-rootless.sh's variables DOCKERD_ROOTLESS_ROOTLESSKIT_NET, _MTU and
+_DISABLE_HOST_LOOPBACK.";
 
 /// Parses a command line (without the program's name), reads the file and settles everything.
 ///
@@ -95,7 +97,6 @@ pub(crate) fn version_line() -> String {
 
 fn command(program: &str) -> Command {
     let command = Command::new(program.to_owned())
-        .about("A Docker Engine for ordinary users: containers without root, through Docker's API.")
         .after_help(EXAMPLES)
         .version(crate::VERSION)
         .disable_version_flag(true)
@@ -123,7 +124,9 @@ fn command(program: &str) -> Command {
                 .help("daemon.json [default: ~/.config/docker/daemon.json; as root /etc/docker/daemon.json]")
                 .help_heading("Paths"),
         );
-    let command = Settings::augment_args(command);
+    // After the derived arguments, which bring a text of their own.
+    let command = Settings::augment_args(command)
+        .about("A Docker Engine for ordinary users: containers without root, through Docker's API.");
     other_keys().fold(command, |command, (_, flag, shape)| {
         command.arg(other_flag(flag, shape))
     })

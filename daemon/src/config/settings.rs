@@ -56,7 +56,7 @@ pub(super) struct Settings {
     #[arg(long, value_name = "ADDRESS/BITS", help_heading = "Network")]
     pub(super) bip: Option<String>,
 
-    /// MTU of the containers' network [default: that of the way out]
+    /// MTU of the containers' network [default: 1500]
     #[arg(long, value_name = "BYTES", help_heading = "Network")]
     pub(super) mtu: Option<u32>,
 

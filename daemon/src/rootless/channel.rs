@@ -11,9 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, sendmsg, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -112,7 +113,7 @@ impl Channel {
         timeout: Option<Duration>,
     ) -> Result<(M, Vec<OwnedFd>), ReceiveError> {
         self.wait_readable(timeout)?;
-        let mut bytes = vec![0; MAX_MESSAGE];
+        let mut bytes = vec![0; self.next_length()?.min(MAX_MESSAGE)];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
@@ -123,8 +124,8 @@ impl Channel {
                 RecvFlags::CMSG_CLOEXEC,
             );
             match result {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::CONNRESET) => return Err(ReceiveError::Closed),
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => return Err(ReceiveError::Closed),
                 other => break other.map_err(io::Error::from)?,
             }
         };
@@ -148,6 +149,18 @@ impl Channel {
         Ok((message, fds))
     }
 
+    /// Bytes of the message that is received next; the keeper never needs more memory than this.
+    fn next_length(&self) -> io::Result<usize> {
+        let mut nothing: [u8; 0] = [];
+        loop {
+            match recv(&self.socket, &mut nothing, RecvFlags::PEEK | RecvFlags::TRUNC) {
+                Err(Errno::INTR) => {}
+                // The real length is the second number.
+                other => return Ok(other.map(|(_, length)| length)?),
+            }
+        }
+    }
+
     fn wait_readable(&self, timeout: Option<Duration>) -> Result<(), ReceiveError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         loop {
@@ -157,7 +170,7 @@ impl Channel {
                 .transpose()
                 .map_err(io::Error::other)?;
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], left.as_ref()) {
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Ok(0) => return Err(ReceiveError::TimedOut),
                 Ok(_) => return Ok(()),
                 Err(error) => return Err(io::Error::from(error).into()),

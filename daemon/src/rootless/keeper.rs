@@ -26,6 +26,8 @@ const PASSED_ON: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT
 /// # Errors
 /// Only when the channel fails; everything else is reported over it.
 pub(crate) fn run() -> io::Result<()> {
+    // Whatever our caller left open: it would stay open as long as we live.
+    skiff_sys::process::close_inherited_descriptors();
     let channel = Channel::from_stdin()?;
     let signals = PASSED_ON.into_iter().collect::<SigSet>();
     signals.thread_block()?;
@@ -42,6 +44,8 @@ pub(crate) fn run() -> io::Result<()> {
             return channel.send(&FromKeeper::Failed { stage, errno }, &[]);
         }
     }
+    skiff_sys::heap::trim();
+    let _ = skiff_sys::heap::release_program_pages();
     sleep(&channel, &signals)
 }
 

@@ -111,7 +111,6 @@ impl Supervisor {
 
     /// Stays until the daemon ends, and returns its status as ours.
     pub(crate) fn run(mut self) -> ExitCode {
-        skiff_sys::heap::trim();
         loop {
             let status = match self.turn() {
                 Ok(None) => continue,
@@ -182,6 +181,8 @@ impl Supervisor {
             }
             Ok((FromDaemon::Ready, _)) => {
                 self.ready = true;
+                skiff_sys::heap::trim();
+                let _ = skiff_sys::heap::release_program_pages();
                 notify(&[NotifyState::Ready]);
             }
             Ok((FromDaemon::Stopped { containers_left }, _)) => {

@@ -140,7 +140,11 @@ fn components(config: &Config, host: &HostFacts) -> Vec<Component> {
         ("Pid", keeper.to_string()),
     ];
     let rows = rows.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    vec![Component { name: "skiff-keeper".to_owned(), version: crate::VERSION.to_owned(), details: rows }]
+    vec![Component {
+        name: "skiff-keeper".to_owned(),
+        version: crate::VERSION.to_owned(),
+        details: rows,
+    }]
 }
 
 /// The id that this data root was given when it was first used.

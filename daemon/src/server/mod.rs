@@ -75,6 +75,8 @@ fn report(result: Result<ExitCode, String>) -> ExitCode {
 }
 
 fn prepare_child(program: &str) -> Result<Setup, String> {
+    // Everything that is meant for us comes over the channel.
+    skiff_sys::process::close_inherited_descriptors();
     // The parent holds signals back for itself, and the mask is inherited.
     let _ = SigSet::empty().thread_set_mask();
     let name = CString::new(program.chars().take(15).collect::<String>()).unwrap_or_else(|_| COMM.to_owned());
@@ -213,10 +215,12 @@ async fn serve(setup: Setup, bound: Vec<Bound>) -> Result<ExitCode, String> {
     for name in names {
         tracing::info!("API listen on {name}");
     }
+    // What the start needed, an idle daemon does not.
     skiff_sys::heap::trim();
+    let _ = skiff_sys::heap::release_program_pages();
 
-    wait_for_stop(&mut signals, hangup, &config).await;
-    tracing::info!("Processing signal 'terminated'");
+    let asked = wait_for_stop(&mut signals, hangup, &config).await;
+    tracing::info!("Processing signal '{}'", asked.name());
     let orderly = async {
         let containers_left = stop_engine(&wired, &config).await;
         shutdown.cancel();
@@ -251,10 +255,10 @@ async fn stop_engine(wired: &Wired, config: &Config) -> bool {
 }
 
 /// SIGHUP is dealt with here; everything else ends the wait.
-async fn wait_for_stop(signals: &mut StopSignals, mut hangup: Signal, config: &Config) {
+async fn wait_for_stop(signals: &mut StopSignals, mut hangup: Signal, config: &Config) -> Asked {
     loop {
         tokio::select! {
-            _ = signals.stop() => return,
+            asked = signals.stop() => return asked,
             Some(()) = hangup.recv() => reload(config),
         }
     }
@@ -288,13 +292,22 @@ struct StopSignals {
     quit: Signal,
 }
 
-/// The number of a signal that asked for the end.
-struct Asked(i32);
+/// The signal that asked for the end.
+struct Asked(SignalKind);
 
 impl Asked {
+    /// Its name in dockerd's log.
+    fn name(&self) -> &'static str {
+        match self.0 {
+            kind if kind == SignalKind::interrupt() => "interrupt",
+            kind if kind == SignalKind::quit() => "quit",
+            _ => "terminated",
+        }
+    }
+
     /// A shell's convention for a process that a signal ended.
     fn interrupted(self) -> ExitCode {
-        ExitCode::from(u8::try_from(128 + self.0).unwrap_or(1))
+        ExitCode::from(u8::try_from(128 + self.0.as_raw_value()).unwrap_or(1))
     }
 }
 
@@ -309,9 +322,9 @@ impl StopSignals {
 
     async fn stop(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => Asked(SignalKind::terminate().as_raw_value()),
-            _ = self.interrupt.recv() => Asked(SignalKind::interrupt().as_raw_value()),
-            _ = self.quit.recv() => Asked(SignalKind::quit().as_raw_value()),
+            _ = self.terminate.recv() => Asked(SignalKind::terminate()),
+            _ = self.interrupt.recv() => Asked(SignalKind::interrupt()),
+            _ = self.quit.recv() => Asked(SignalKind::quit()),
         }
     }
 }

@@ -171,3 +171,25 @@ fn a_record_of_a_dead_keeper_is_ignored() {
         assert!(daemon.stop().success());
     }
 }
+
+#[test]
+fn a_reload_changes_what_is_logged() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let directory = place.path("home/.config/docker");
+    fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("daemon.json");
+    fs::write(&file, r#"{"debug": false}"#).unwrap();
+    let mut daemon = place.start();
+    fs::write(&file, r#"{"debug": tru}"#).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.until("level=error msg=\"unable to configure the Docker daemon with file");
+    fs::write(&file, r#"{"debug": true}"#).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.until("Reloaded configuration: the log level is Debug");
+    assert_eq!(place.ping().unwrap(), "OK");
+    daemon.until("level=debug");
+    assert!(daemon.stop().success());
+}
