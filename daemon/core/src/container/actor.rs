@@ -199,7 +199,7 @@ impl Actor {
                 Ok(()) | Err(Denied::Later) => self.deferred.push_back(Command::Remove { force, reply }),
                 // An automatic removal is under way: the client gets what it wants.
                 Err(Denied::Removing) if force || self.record.host_config.auto_remove => {
-                    self.removers.push(reply)
+                    self.removers.push(reply);
                 }
                 Err(denied) => self.refuse(denied, reply, "remove"),
             },

@@ -126,7 +126,7 @@ impl Disk {
                     "container record is of another container or of a newer version; left alone"
                 ),
                 Err(error) => {
-                    tracing::error!(container = %id, %error, "container record cannot be read; left alone")
+                    tracing::error!(container = %id, %error, "container record cannot be read; left alone");
                 }
             }
         }
