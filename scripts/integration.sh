@@ -5,7 +5,7 @@
 #   make integration                       all
 #   make integration T=crash               those whose name contains crash
 #   SKIFF_TEST_ALLOW_SKIP=1                a test that lacks something is a skip, not a failure
-#   SKIFF_TEST_SOCKET=/run/docker.sock     another engine instead of our own: a throw-away one, its containers are removed
+#   SKIFF_TEST_SOCKET=/run/docker.sock     another engine instead of our own: a throw-away one: its containers and images are removed
 #   SKIFF_TEST_REGISTRY=HOST:PORT          a registry that has `busybox`, instead of starting one
 #   SKIFF_TEST_RUNS=1000 SKIFF_TEST_ROUNDS=50 SKIFF_TEST_SEED=N   longer loops, a certain seed
 #   PROFILE=release                        tests the release build

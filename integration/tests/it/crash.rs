@@ -131,10 +131,13 @@ fn an_end_without_a_daemon_is_known_to_the_next_one() {
     let dir = engine.shared_dir("door");
     let volume = format!("{}:/door", dir.display());
     let script = "until [ -e /door/open ]; do usleep 10000; done; echo leaving; exit 11";
-    engine.detached(&["--name", "c", "-v", &volume], &["sh", "-c", script]);
-    engine.detached(&["--name", "r", "--rm", "-v", &volume], &["sh", "-c", script]);
+    engine.detached(&["--name", "box", "-v", &volume], &["sh", "-c", script]);
+    engine.detached(
+        &["--name", "removed", "--rm", "-v", &volume],
+        &["sh", "-c", script],
+    );
     let pid = |name: &str| engine.inspect(name, "{{.State.Pid}}").parse::<i32>().unwrap();
-    let pids = [pid("c"), pid("r")];
+    let pids = [pid("box"), pid("removed")];
     Victim::Daemon.fall(&mut engine);
     std::fs::write(dir.join("open"), "").unwrap();
     for pid in pids {
@@ -142,13 +145,13 @@ fn an_end_without_a_daemon_is_known_to_the_next_one() {
     }
     engine.start_again();
     assert_eq!(
-        engine.inspect("c", "{{.State.Status}} {{.State.ExitCode}} {{.State.Pid}}"),
+        engine.inspect("box", "{{.State.Status}} {{.State.ExitCode}} {{.State.Pid}}"),
         "exited 11 0"
     );
-    assert_eq!(engine.docker(["logs", "c"]).ok(), "leaving");
+    assert_eq!(engine.docker(["logs", "box"]).ok(), "leaving");
     eventually("--rm is kept too", PATIENCE, || {
         engine
-            .docker(["inspect", "r"])
+            .docker(["inspect", "removed"])
             .run()
             .stdout
             .trim()

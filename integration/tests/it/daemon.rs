@@ -2,28 +2,16 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::process::Output;
+use std::process::Command;
 
 use serde_json::json;
 
 use crate::harness::{Engine, Options, Owner, PATIENCE, eventually, is_root, registry, require};
 
-/// Runs the daemon, which is expected to end by itself soon, with an error.
-fn refuses(engine: &Engine, change: impl FnOnce(&mut std::process::Command)) -> String {
-    let mut command = engine.daemon_command();
-    change(&mut command);
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap();
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&stdout),
-        String::from_utf8_lossy(&stderr)
-    );
-    assert!(!status.success(), "{text}");
-    text
+/// Runs the daemon, which is expected to end by itself with an error; gives what it said.
+fn refuses(engine: &Engine, change: impl FnOnce(&mut Command)) -> String {
+    let done = engine.run_daemon(change).fails();
+    done.stdout + &done.stderr
 }
 
 #[test]
@@ -171,14 +159,14 @@ fn the_configuration_file_counts_and_conflicts_are_told() {
     drop(unknown);
 
     let engine = Engine::prepare(Options::default().config(json!({"storage-driver": "overlay2"})));
-    let valid = engine.daemon_command().arg("--validate").output().unwrap();
-    assert!(valid.status.success());
-    let said = format!(
-        "{}{}",
-        String::from_utf8_lossy(&valid.stdout),
-        String::from_utf8_lossy(&valid.stderr)
+    let valid = engine.run_daemon(|command| {
+        command.arg("--validate");
+    });
+    let said = valid.code(0);
+    assert!(
+        (said.stdout.clone() + &said.stderr).contains("configuration OK"),
+        "{said}"
     );
-    assert!(said.contains("configuration OK"), "{said}");
     let text = refuses(&engine, |command| {
         command.arg("--storage-drver=vfs");
     });
@@ -193,15 +181,10 @@ fn versions_and_help_need_nothing() {
     require!(Engine::own(), "runs the program");
     let engine = Engine::prepare(Options::default());
     let run = |flag: &str| {
-        let done = engine
-            .daemon_command()
-            .env_remove("XDG_RUNTIME_DIR")
-            .env_remove("HOME")
-            .arg(flag)
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        String::from_utf8_lossy(&done.stdout).into_owned()
+        let done = engine.run_daemon(|command| {
+            command.env_remove("XDG_RUNTIME_DIR").env_remove("HOME").arg(flag);
+        });
+        done.code(0).stdout
     };
     assert!(run("--version").contains("version"), "{}", run("--version"));
     let help = run("--help");
@@ -248,14 +231,14 @@ fn a_start_that_cannot_work_says_why() {
 fn a_second_daemon_on_the_same_roots_is_refused() {
     require!(Engine::own(), "starts two daemons");
     let engine = Engine::with_busybox("overlay2");
-    engine.detached(&["--name", "c"], &["sleep", "1000"]);
+    engine.detached(&["--name", "box"], &["sleep", "1000"]);
     let text = refuses(&engine, |_| {});
     assert!(
         text.contains("docker.pid") || text.contains("running") || text.contains("lock"),
         "{text}"
     );
     assert_eq!(
-        engine.inspect("c", "{{.State.Running}}"),
+        engine.inspect("box", "{{.State.Running}}"),
         "true",
         "the first is unharmed"
     );
@@ -266,14 +249,14 @@ fn an_orderly_stop_ends_the_containers_and_cleans_up() {
     require!(Engine::own(), "stops the daemon");
     let mut engine = Engine::with_busybox("overlay2");
     engine.detached(
-        &["--name", "c"],
+        &["--name", "box"],
         &[
             "sh",
             "-c",
             "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done",
         ],
     );
-    engine.wait_for_output("c", "ready");
+    engine.wait_for_output("box", "ready");
     assert!(engine.stop().success(), "SIGTERM is an orderly end");
     if is_root() {
         eventually("no process is left", PATIENCE, || {
@@ -284,11 +267,11 @@ fn an_orderly_stop_ends_the_containers_and_cleans_up() {
     assert!(!engine.runtime_dir().join("docker.pid").exists());
     engine.start_again();
     assert_eq!(
-        engine.inspect("c", "{{.State.Status}} {{.State.ExitCode}}"),
+        engine.inspect("box", "{{.State.Status}} {{.State.ExitCode}}"),
         "exited 3"
     );
     assert_eq!(engine.docker(["images", "-q"]).ok().lines().count(), 1);
-    assert_eq!(engine.docker(["start", "c"]).ok(), "c");
+    assert_eq!(engine.docker(["start", "box"]).ok(), "box");
 }
 
 #[test]

@@ -22,8 +22,8 @@ on_both_drivers! {
 
     fn a_file_replaces_a_directory_and_the_other_way_round(engine) {
         let image = Image::busybox()
-            .layer(Layer::new().dir("a").file("a/inner", b"x").file("b", b"file").symlink("c", "a").dir("e").file("e/x", b"1"))
-            .layer(Layer::new().file("a", b"now a file").dir("b").file("b/inner", b"y").dir("c").file("c/z", b"z").symlink("e", "/etc"))
+            .layer(Layer::new().dir("a").file("a/inner", b"x").file("b", b"file").symlink("box", "a").dir("e").file("e/x", b"1"))
+            .layer(Layer::new().file("a", b"now a file").dir("b").file("b/inner", b"y").dir("box").file("c/z", b"z").symlink("e", "/etc"))
             .push("swaps");
         let script = "cat /a; echo; cat /b/inner; echo; cat /c/z; echo; readlink /e; ls /a /c";
         let seen = engine.docker(["run", "--rm", &image, "sh", "-c", script]).run().stdout;

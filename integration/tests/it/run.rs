@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::harness::{Engine, Image, Layer, on_both_drivers, registry};
+use crate::harness::{Engine, Image, Layer, on_both_drivers, registry, require};
 
 on_both_drivers! {
     fn prints_and_goes_away(engine) {
@@ -273,6 +273,7 @@ fn the_root_file_system_can_be_read_only_with_islands() {
 
 #[test]
 fn publishing_a_port_is_refused_honestly_until_it_works() {
+    require!(Engine::own(), "dockerd can do it");
     let engine = Engine::with_busybox("overlay2");
     let done = engine.busybox(&["-p", "18080:80"], &["true"]).run().code(125);
     assert!(
@@ -285,7 +286,8 @@ fn publishing_a_port_is_refused_honestly_until_it_works() {
 #[test]
 fn what_is_not_supported_says_so() {
     let engine = Engine::with_busybox("overlay2");
-    // Limits without cgroups are ignored with a warning, as rootless Docker documents it.
+    // Limits without cgroups are ignored, as rootless Docker documents it; but not in silence.
+    require!(Engine::own(), "dockerd ignores limits in silence");
     let done = engine
         .busybox(&["--memory", "64m", "--cpus", "0.5"], &["echo", "ran"])
         .run()

@@ -180,7 +180,7 @@ async fn attach_carries_input_and_output() {
 async fn kill_stop_and_forced_removal() {
     let engine = Engine::with_busybox("overlay2");
     let docker = connect(&engine).await;
-    let id = create(&docker, "c", &["sleep", "1000"], |_| {}).await;
+    let id = create(&docker, "box", &["sleep", "1000"], |_| {}).await;
     docker
         .start_container(&id, None::<StartContainerOptions>)
         .await

@@ -19,9 +19,9 @@ on_both_drivers! {
     fn stdout_and_stderr_stay_apart(engine) {
         let done = engine.busybox(&[], &["sh", "-c", "echo out; echo err >&2; exit 2"]).run().code(2);
         assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("out\n", "err\n"));
-        engine.detached(&["--name", "c"], &["sh", "-c", "echo out; echo err >&2"]);
-        engine.docker(["wait", "c"]).ok();
-        let logs = engine.docker(["logs", "c"]).run();
+        engine.detached(&["--name", "box"], &["sh", "-c", "echo out; echo err >&2"]);
+        engine.docker(["wait", "box"]).ok();
+        let logs = engine.docker(["logs", "box"]).run();
         assert_eq!((logs.stdout.as_str(), logs.stderr.as_str()), ("out\n", "err\n"));
     }
 }
@@ -30,7 +30,7 @@ on_both_drivers! {
 fn much_output_arrives_whole_and_in_order() {
     let engine = Engine::with_busybox("overlay2");
     let done = engine
-        .busybox(&["--name", "c"], &["seq", "1", "200000"])
+        .busybox(&["--name", "box"], &["seq", "1", "200000"])
         .run()
         .code(0);
     assert_eq!(done.stdout.lines().count(), 200_000);
@@ -81,17 +81,17 @@ fn a_terminal_is_a_terminal() {
 fn a_terminal_can_be_resized() {
     let engine = Engine::with_busybox("overlay2");
     engine.create(
-        "t",
+        "tty",
         json!({"Cmd": ["sh"], "Tty": true, "OpenStdin": true, "HostConfig": {"ConsoleSize": [24, 80]}}),
     );
     let mut shell = engine.open(
         "POST",
-        "/containers/t/attach?stream=1&stdin=1&stdout=1",
+        "/containers/tty/attach?stream=1&stdin=1&stdout=1",
         &[("Connection", "Upgrade"), ("Upgrade", "tcp")],
         b"",
     );
     engine
-        .post("/containers/t/start", &json!(null))
+        .post("/containers/tty/start", &json!(null))
         .expect_status(204);
     shell
         .stream()
@@ -99,7 +99,7 @@ fn a_terminal_can_be_resized() {
         .unwrap();
     assert!(shell.until("at-23").contains("24 80"), "the first size");
     engine
-        .post("/containers/t/resize?h=33&w=111", &json!(null))
+        .post("/containers/tty/resize?h=33&w=111", &json!(null))
         .expect_status(200);
     shell
         .stream()
@@ -109,12 +109,12 @@ fn a_terminal_can_be_resized() {
     shell.stream().write_all(b"exit 6\n").unwrap();
     let mut rest = String::new();
     shell.read_to_string(&mut rest).unwrap();
-    assert_eq!(engine.docker(["wait", "t"]).ok(), "6");
+    assert_eq!(engine.docker(["wait", "tty"]).ok(), "6");
     engine
-        .post("/containers/t/resize?h=1&w=1", &json!(null))
+        .post("/containers/tty/resize?h=1&w=1", &json!(null))
         .expect_status(409);
     engine
-        .post("/containers/t/resize?h=x&w=1", &json!(null))
+        .post("/containers/tty/resize?h=x&w=1", &json!(null))
         .expect_status(400);
 }
 
@@ -174,28 +174,28 @@ fn a_hijack_works_with_and_without_an_upgrade_header() {
 fn attach_joins_a_running_container() {
     let engine = Engine::with_busybox("overlay2");
     engine.detached(
-        &["--name", "c", "-i"],
+        &["--name", "box", "-i"],
         &[
             "sh",
             "-c",
-            "echo before; while read line; do echo got $line; done; exit 3",
+            "echo before; while read line && [ $line != quit ]; do echo got $line; done; exit 3",
         ],
     );
-    engine.wait_for_output("c", "before");
+    engine.wait_for_output("box", "before");
     engine
-        .docker(["attach", "c"])
-        .stdin("one\ntwo\n")
+        .docker(["attach", "box"])
+        .stdin("one\ntwo\nquit\n")
         .run()
         .code(3)
         .prints("got one\ngot two\n");
     engine
-        .docker(["attach", "c"])
+        .docker(["attach", "box"])
         .run()
         .code(1)
         .says("cannot attach to a stopped container");
     // logs=1 plays back what was missed.
     let (out, _) = engine
-        .open("POST", "/containers/c/attach?logs=1&stdout=1", &[], b"")
+        .open("POST", "/containers/box/attach?logs=1&stdout=1", &[], b"")
         .frames()
         .unwrap();
     assert_eq!(out, "before\ngot one\ngot two\n");
@@ -206,7 +206,7 @@ fn a_client_that_vanishes_harms_nobody() {
     require!(Engine::own(), "counts the daemon's descriptors");
     let engine = Engine::with_busybox("overlay2");
     engine.detached(
-        &["--name", "c", "-i"],
+        &["--name", "box", "-i"],
         &["sh", "-c", "while read line; do echo got $line; done"],
     );
     let daemon = engine.daemon_pid();
@@ -214,14 +214,14 @@ fn a_client_that_vanishes_harms_nobody() {
     for _ in 0..20 {
         let mut attach = engine.open(
             "POST",
-            "/containers/c/attach?stream=1&stdin=1&stdout=1",
+            "/containers/box/attach?stream=1&stdin=1&stdout=1",
             &[("Connection", "Upgrade"), ("Upgrade", "tcp")],
             b"",
         );
         attach.stream().write_all(b"hello\n").unwrap();
         drop(attach); // without waiting for the answer
     }
-    let killed = engine.docker(["attach", "c"]).start();
+    let killed = engine.docker(["attach", "box"]).start();
     killed.kill();
     killed.finish();
     eventually("the connections are given back", PATIENCE, || {
@@ -229,7 +229,7 @@ fn a_client_that_vanishes_harms_nobody() {
     });
     let mut attach = engine.open(
         "POST",
-        "/containers/c/attach?stream=1&stdin=1&stdout=1",
+        "/containers/box/attach?stream=1&stdin=1&stdout=1",
         &[("Connection", "Upgrade"), ("Upgrade", "tcp")],
         b"",
     );
@@ -238,40 +238,40 @@ fn a_client_that_vanishes_harms_nobody() {
     while !seen.contains("got still-there\n") {
         seen.push_str(&String::from_utf8_lossy(&attach.frame().unwrap().unwrap().1));
     }
-    assert_eq!(engine.inspect("c", "{{.State.Running}}"), "true");
+    assert_eq!(engine.inspect("box", "{{.State.Running}}"), "true");
 }
 
 #[test]
 fn a_client_that_stops_reading_and_leaves_lets_the_container_go_on() {
     let engine = Engine::with_busybox("overlay2");
     engine.create(
-        "c",
+        "box",
         json!({"Cmd": ["sh", "-c", "seq 1 300000; echo done >&2"], "AttachStdout": true}),
     );
     // Attached, and never read.
     let idle = engine.open(
         "POST",
-        "/containers/c/attach?stream=1&stdout=1",
+        "/containers/box/attach?stream=1&stdout=1",
         &[("Connection", "Upgrade"), ("Upgrade", "tcp")],
         b"",
     );
     engine
-        .post("/containers/c/start", &json!(null))
+        .post("/containers/box/start", &json!(null))
         .expect_status(204);
-    let logs = engine.docker(["logs", "-f", "c"]).start();
+    let logs = engine.docker(["logs", "-f", "box"]).start();
     drop(idle);
     let done = logs.finish().code(0);
     assert!(done.stdout.ends_with("300000\n"));
-    assert_eq!(engine.docker(["wait", "c"]).ok(), "0");
+    assert_eq!(engine.docker(["wait", "box"]).ok(), "0");
 }
 
 #[test]
 fn logs_can_be_cut_stamped_and_followed() {
     let engine = Engine::with_busybox("overlay2");
     let script = "echo one; echo two; echo three; read x; echo four; printf five";
-    engine.detached(&["--name", "c", "-i"], &["sh", "-c", script]);
-    engine.wait_for_output("c", "three");
-    let logs = |options: &[&str]| engine.docker([&["logs"], options, &["c"]].concat()).ok();
+    engine.detached(&["--name", "box", "-i"], &["sh", "-c", script]);
+    engine.wait_for_output("box", "three");
+    let logs = |options: &[&str]| engine.docker([&["logs"], options, &["box"]].concat()).ok();
     assert_eq!(logs(&[]), "one\ntwo\nthree");
     assert_eq!(logs(&["--tail", "1"]), "three");
     assert_eq!(logs(&["--tail", "0"]), "");
@@ -299,8 +299,8 @@ fn logs_can_be_cut_stamped_and_followed() {
     assert_eq!(logs(&["--since", "1h"]), "one\ntwo\nthree");
     assert_eq!(logs(&["--since", &(unix_time() + 3600).to_string()]), "");
 
-    let follow = engine.docker(["logs", "-f", "--tail", "1", "c"]).start();
-    engine.docker(["attach", "c"]).stdin("go\n").run();
+    let follow = engine.docker(["logs", "-f", "--tail", "1", "box"]).start();
+    engine.docker(["attach", "box"]).stdin("go\n").run();
     follow.finish().code(0).prints("three\nfour\nfive");
     assert_eq!(
         logs(&[]),

@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::cli::{Docker, command_in_terminal};
+use super::cli::{Docker, Finished, command_in_terminal};
 use super::http::{Exchange, Response};
 use super::owner::{Owner, is_root};
 use super::{PATIENCE, Process, eventually, process, registry};
@@ -87,7 +87,7 @@ impl Engine {
         if let Ok(socket) = std::env::var("SKIFF_TEST_SOCKET") {
             engine.socket = PathBuf::from(socket.trim_start_matches("unix://"));
             engine.own = None;
-            engine.remove_all_containers();
+            engine.remove_everything();
             return engine;
         }
         engine.launch();
@@ -174,8 +174,14 @@ impl Engine {
         self.mine_mut().options.args = args.iter().map(|arg| (*arg).to_owned()).collect();
     }
 
-    /// The command that starts the daemon, for tests that look at a start that fails.
-    pub(crate) fn daemon_command(&self) -> Command {
+    /// Runs the daemon's program to its end, for starts that are expected to fail and for `--version`.
+    pub(crate) fn run_daemon(&self, change: impl FnOnce(&mut Command)) -> Finished {
+        let mut command = self.daemon_command();
+        change(&mut command);
+        Docker::new(command, "the daemon".to_owned()).run()
+    }
+
+    fn daemon_command(&self) -> Command {
         let own = self.mine();
         let program = std::env::var("SKIFF_TEST_DAEMON")
             .expect("SKIFF_TEST_DAEMON names the program: `make integration`");
@@ -429,10 +435,14 @@ impl Engine {
         answer.json()["Id"].as_str().unwrap().to_owned()
     }
 
-    fn remove_all_containers(&self) {
-        let ids = self.docker(["ps", "-aq"]).ok();
-        for id in ids.split_whitespace() {
+    fn remove_everything(&self) {
+        let containers = self.docker(["ps", "-aq"]).run().stdout;
+        for id in containers.split_whitespace() {
             self.docker(["rm", "-f", id]).run();
+        }
+        let images = self.docker(["images", "-aq"]).run().stdout;
+        for id in images.split_whitespace() {
+            self.docker(["rmi", "-f", id]).run();
         }
     }
 
@@ -505,24 +515,16 @@ impl Engine {
         self.wait_until_ready();
     }
 
+    /// As root everything of the account is simply killed, which also spares the ten seconds that a container without a
+    /// SIGTERM handler has. One's own account has other processes, so there the engine ends in an orderly way.
     fn sweep(&mut self) {
-        let Some(own) = &mut self.own else {
-            self.remove_all_containers();
-            return;
-        };
-        if let Some(mut child) = own.parent.take() {
-            let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-            let _ = kill(pid, Signal::SIGTERM);
-            let end = Instant::now() + Duration::from_secs(20);
-            while child.try_wait().unwrap().is_none() {
-                if Instant::now() > end {
-                    eprintln!("the daemon ignores SIGTERM; killing it");
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
+        if self.own.is_none() || !is_root() {
+            self.remove_everything();
+        }
+        let Some(own) = &mut self.own else { return };
+        if let (Some(mut child), false) = (own.parent.take(), is_root()) {
+            let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM);
+            let _ = child.wait();
         }
         own.owner.kill_all();
         if let Some(path) = &own.mounted {

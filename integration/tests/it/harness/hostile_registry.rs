@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use super::image::{Built, MANIFEST};
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, this_machine};
 
 /// How a request is answered.
 #[derive(Debug, Clone)]
@@ -84,7 +84,7 @@ struct Shared {
 
 /// The registry; it stops listening when dropped.
 pub(crate) struct HostileRegistry {
-    /// `localhost:PORT`.
+    /// `HOST:PORT`, as the engine sees it.
     pub(crate) address: String,
     shared: Arc<Shared>,
 }
@@ -93,7 +93,7 @@ impl HostileRegistry {
     /// Serves `image`; `choose` says how each request is answered.
     pub(crate) fn serve(image: Built, choose: impl Fn(&Seen) -> Behaviour + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-        let address = format!("localhost:{}", listener.local_addr().unwrap().port());
+        let address = format!("{}:{}", this_machine(), listener.local_addr().unwrap().port());
         let shared = Arc::new(Shared {
             image,
             choose: Box::new(choose),
@@ -175,7 +175,7 @@ impl Drop for HostileRegistry {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::SeqCst);
         // Wakes the listener, which then sees that it is over.
-        let _ = TcpStream::connect(&self.address);
+        let _ = TcpStream::connect(format!("localhost:{}", self.port()));
     }
 }
 

@@ -101,3 +101,9 @@ pub(crate) fn number(name: &str, default: u64) -> u64 {
         text.parse().unwrap_or_else(|_| panic!("{name}={text}"))
     })
 }
+
+/// This machine as the engine sees it: `localhost`, or what `SKIFF_TEST_HOST` says for an engine that lives in a network
+/// namespace of its own (rootless dockerd calls it 10.0.2.2).
+pub(crate) fn this_machine() -> String {
+    std::env::var("SKIFF_TEST_HOST").unwrap_or_else(|_| "localhost".to_owned())
+}

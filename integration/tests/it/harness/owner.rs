@@ -44,7 +44,9 @@ impl Owner {
             let (name, file) = files.iter().find(|(_, file)| file.try_lock().is_ok())?;
             Some(((*name).clone(), file.try_clone().unwrap()))
         });
-        Self::named(&name, lock)
+        let owner = Self::named(&name, lock);
+        owner.kill_all(); // what a test left that was itself killed
+        owner
     }
 
     /// An account that nobody has registered: no name, no home, no subordinate ids.
@@ -120,7 +122,8 @@ impl Owner {
             .collect()
     }
 
-    /// Ends everything of a pool account. Only the guard calls it, at the very end; one's own account is left alone.
+    /// Ends everything of a pool account. Only the guard calls it, at the very end (and before
+    /// the first use); one's own account is left alone.
     pub(super) fn kill_all(&self) {
         if !is_root() {
             return;

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::http::{Exchange, Response, query};
 use super::image::{Built, MANIFEST};
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, this_machine};
 
 /// A registry on this machine, over plain HTTP.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ impl PasswordRegistry {
             .port();
         let config = format!(
             "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {0}/data}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n\
+             storage: {{filesystem: {{rootdirectory: {0}/data}}}}\nhttp: {{addr: \":{port}\"}}\n\
              auth: {{htpasswd: {{realm: test, path: {0}/htpasswd}}}}\n",
             path.display()
         );
@@ -137,7 +137,7 @@ impl PasswordRegistry {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let address = format!("localhost:{port}");
+        let address = format!("{}:{port}", this_machine());
         eventually("the registry listens", PATIENCE, || {
             TcpStream::connect(&address).ok()
         });
