@@ -13,8 +13,9 @@ use nix::sched::CloneFlags;
 /// was given this very map by root behaves the same in every way that matters to files. When `/proc` cannot be read the
 /// answer is `true`, the careful one.
 pub fn in_user_namespace() -> bool {
-    fs::read_to_string("/proc/self/uid_map")
-        .map_or(true, |map| map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"])
+    fs::read_to_string("/proc/self/uid_map").map_or(true, |map| {
+        map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
+    })
 }
 
 /// Runs `work` on a thread of its own whose working directory is `directory`; no other thread notices.

@@ -58,7 +58,14 @@ pub fn exit_now(code: i32) -> ! {
 pub fn close_inherited_descriptors() {
     // SAFETY: closing is a plain system call; that no owner of these descriptors exists in this process is the
     // caller's part, and holds at the start of main, where nothing but the runtime of the language has run.
-    unsafe { libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, 0 as libc::c_uint) };
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3 as libc::c_uint,
+            libc::c_uint::MAX,
+            0 as libc::c_uint,
+        )
+    };
 }
 
 /// Gives every signal its default disposition and unblocks all: what a program expects to start with.
@@ -89,7 +96,11 @@ pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     // SAFETY: kill(2) takes any two integers.
-    if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::kill(pid, signal) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Filters the system calls of this thread, and of all it will ever execute, with a BPF program.
@@ -99,13 +110,25 @@ pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
 /// the kernel does not accept.
 pub fn load_seccomp_filter(program: &[BpfInstruction]) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
-    let fprog = libc::sock_fprog { len, filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut() };
+    let fprog = libc::sock_fprog {
+        len,
+        filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
     // SAFETY: BpfInstruction has the layout of sock_filter, `fprog` points to `len` of them, and the kernel only
     // reads (and copies) them during the call.
     let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0 as libc::c_ulong, &raw const fprog)
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0 as libc::c_ulong,
+            &raw const fprog,
+        )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]

@@ -66,10 +66,16 @@ fn version_of(facts: &SystemFacts) -> Value {
             "Os": "linux",
         },
     });
-    let others = facts.components.iter().map(|Component { name, version, details }| {
-        let details: Map<String, Value> = details.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
-        json!({"Name": name, "Version": version, "Details": details})
-    });
+    let others = facts.components.iter().map(
+        |Component {
+             name,
+             version,
+             details,
+         }| {
+            let details: Map<String, Value> = details.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+            json!({"Name": name, "Version": version, "Details": details})
+        },
+    );
     let mut version = json!({
         "Platform": {"Name": "skiff"},
         "Components": std::iter::once(engine).chain(others).collect::<Vec<_>>(),

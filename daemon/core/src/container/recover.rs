@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(resolve(starting.clone(), &Adopted::Created(6)), created);
         assert_eq!(resolve(starting, &Adopted::Gone), created);
         // Ended while nobody watched.
-        let ended = resolve(running.clone(), &Adopted::Exited(exit.clone())).status();
+        let ended = resolve(running.clone(), &Adopted::Exited(exit)).status();
         assert_eq!(
             (ended.exit_code, ended.started_at, ended.finished_at),
             (3, Some(at(1)), Some(at(9)))
