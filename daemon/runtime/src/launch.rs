@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
+use skiff_sys::identity::ProcessIdentity;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
@@ -57,6 +58,10 @@ pub(crate) fn spawn(command: &[OsString], folder: &Path) -> io::Result<(Child, C
         .stderr(Stdio::from(File::from(OwnedFd::from(log))))
         .kill_on_drop(false)
         .spawn()?;
+    // Written here, not by the shim: from now on a deletion finds it, even before it has opened its socket.
+    if let Some(identity) = child.id().and_then(|pid| ProcessIdentity::of(pid).ok()) {
+        paths::replace(folder, paths::SHIM_PID, identity.to_string().as_bytes())?;
+    }
     ours.set_nonblocking(true)?;
     Ok((child, Connection::new(UnixStream::from_std(ours)?)))
 }

@@ -264,17 +264,16 @@ impl Runtime for ShimRuntime {
             return Ok(());
         }
         let shim = paths::read_identity(&folder.join(paths::SHIM_PID));
-        let mut result = Ok(());
-        if let Ok(mut connection) = Connection::open(&folder).await
-            && let Ok(Response::Failed(failure)) = connection.call(Request::Delete).await
-        {
-            result = Err(Error::from(failure));
-        }
-        // It ends on its own; what does not obey (or was never asked, or is of another version) is killed.
+        let answer = match Connection::open(&folder).await {
+            Ok(mut connection) => connection.call(Request::Delete).await,
+            Err(error) => Err(error),
+        };
+        // A shim that was asked ends on its own. One that could not be asked (it is just starting, or of another
+        // version) is killed, and its container with it.
         if let Some(shim) = shim
             && let Ok(Some(pidfd)) = shim.open()
         {
-            if result.is_err() {
+            if !matches!(answer, Ok(Response::Done)) {
                 let _ = pidfd_send_signal(&pidfd, Signal::KILL);
             }
             wait_for_end(pidfd).await;
@@ -282,7 +281,10 @@ impl Runtime for ShimRuntime {
         end_leftover(&folder).await;
         paths::remove_folder(&folder)
             .map_err(|error| Error::system(format!("removing {}", folder.display())).caused_by(error))?;
-        result
+        match answer {
+            Ok(Response::Failed(failure)) => Err(failure.into()),
+            _ => Ok(()),
+        }
     }
 
     async fn adopt(&self, id: &str) -> Result<Adopted> {

@@ -27,6 +27,8 @@ pub(super) enum Outcome {
 
 /// Makes the container and reports; the caller, a forked process, then ends.
 pub(super) fn run(folder: &Path, request: &CreateRequest, ends: Option<ContainerEnds>, report: OwnedFd) {
+    // Whoever kills the shim means the container, too.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let outcome = match create(folder, request, ends) {
         Ok(pid) => Outcome::Created { pid },
         Err(failure) => Outcome::Failed(failure),

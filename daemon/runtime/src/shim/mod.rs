@@ -14,10 +14,12 @@
 //! `exit.json` is written before anyone is told of the end; a client never waits for another client.
 
 mod connection;
+mod creation;
 mod creator;
 mod embedded;
 mod executor;
 mod external;
+mod input;
 mod poll;
 mod server;
 mod streams;
@@ -33,7 +35,6 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use skiff_sys::identity::ProcessIdentity;
 
 use crate::paths;
 use server::Shim;
@@ -83,11 +84,6 @@ fn set_up(folder: &Path) -> io::Result<Shim> {
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     let children = SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    paths::replace(
-        folder,
-        paths::SHIM_PID,
-        ProcessIdentity::current()?.to_string().as_bytes(),
-    )?;
     let listener = listen(paths::SOCKET)?;
     Shim::new(folder.to_owned(), listener, children, first)
 }

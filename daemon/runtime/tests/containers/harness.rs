@@ -21,14 +21,13 @@ pub(crate) const INSIDE: &str = "SKIFF_TEST_SCENARIO";
 const FOLDER: &str = "SKIFF_TEST_FOLDER";
 const USER: &str = "skiff-runtime";
 
-/// Lists or runs the scenarios the command line asks for.
-pub(crate) fn run_all(all: &[Scenario]) -> ExitCode {
+/// Lists or runs the scenarios the command line asks for; with `--ignored`, the measurements.
+pub(crate) fn run_all(scenarios: &[Scenario], measurements: &[Scenario]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    let all = if has("--ignored") { measurements } else { scenarios };
     if has("--list") {
-        if !has("--ignored") {
-            all.iter().for_each(|(name, _)| println!("{name}: test"));
-        }
+        all.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();

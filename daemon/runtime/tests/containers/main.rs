@@ -20,6 +20,7 @@ mod external;
 mod harness;
 mod isolation;
 mod lifetime;
+mod measure;
 mod streams;
 
 use std::process::ExitCode;
@@ -53,10 +54,13 @@ fn main() -> ExitCode {
         _ => {}
     }
     if let Ok(name) = std::env::var(harness::INSIDE) {
-        let scenario = scenarios().into_iter().find(|(known, _)| *known == name);
+        let scenario = scenarios()
+            .into_iter()
+            .chain(measure::ALL.iter().copied())
+            .find(|(known, _)| *known == name);
         let (_, run) = scenario.expect("a known scenario");
         run(harness::Lab::new());
         return ExitCode::SUCCESS;
     }
-    harness::run_all(&scenarios())
+    harness::run_all(&scenarios(), measure::ALL)
 }
