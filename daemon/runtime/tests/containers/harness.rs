@@ -20,6 +20,8 @@ pub(crate) const INSIDE: &str = "SKIFF_TEST_SCENARIO";
 /// The scenario's folder, made outside.
 const FOLDER: &str = "SKIFF_TEST_FOLDER";
 const USER: &str = "skiff-runtime";
+/// Scenarios whose names begin so run in the machine's user namespace.
+pub(crate) const AS_ROOT: &str = "as_root";
 
 /// Lists or runs the scenarios the command line asks for; with `--ignored`, the measurements.
 pub(crate) fn run_all(scenarios: &[Scenario], measurements: &[Scenario]) -> ExitCode {
@@ -93,33 +95,30 @@ fn run_one(name: &str) -> bool {
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let mut command = if rustix::process::geteuid().is_root() {
-        let mut command = Command::new("setpriv");
-        let id = |flag: &str| {
-            let output = Command::new("id").args([flag, USER]).output().unwrap();
-            String::from_utf8(output.stdout).unwrap().trim().to_owned()
-        };
-        command.args([
-            format!("--reuid={}", id("-u")),
-            format!("--regid={}", id("-g")),
-            "--init-groups".to_owned(),
-        ]);
-        command.arg("unshare");
-        command
+    let root = rustix::process::geteuid().is_root();
+    let mut command = Command::new(if root && !name.starts_with(AS_ROOT) {
+        "setpriv"
     } else {
-        Command::new("unshare")
+        "unshare"
+    });
+    let id = |flag: &str| {
+        let output = Command::new("id").args([flag, USER]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
+    if name.starts_with(AS_ROOT) {
+        if !root {
+            println!("skipped: {name}: it needs root");
+            return true;
+        }
+    } else {
+        if root {
+            command.args([format!("--reuid={}", id("-u")), format!("--regid={}", id("-g"))]);
+            command.args(["--init-groups", "unshare"]);
+        }
+        command.args(["--user", "--map-root-user", "--map-auto", "--cgroup"]);
+    }
     let status = command
-        .args([
-            "--user",
-            "--map-root-user",
-            "--map-auto",
-            "--mount",
-            "--net",
-            "--cgroup",
-            "--fork",
-            "--kill-child",
-        ])
+        .args(["--mount", "--net", "--fork", "--kill-child"])
         .arg(&program)
         .env(INSIDE, name)
         .env(FOLDER, folder.path())
@@ -137,6 +136,7 @@ pub(crate) struct Lab {
     pub(crate) folder: PathBuf,
     pub(crate) rootfs: PathBuf,
     pub(crate) exec_root: PathBuf,
+    rootless: bool,
     tokio: tokio::runtime::Runtime,
 }
 
@@ -144,7 +144,10 @@ impl Lab {
     /// Prepares the inside.
     pub(crate) fn new() -> Self {
         skiff_sys::ns::receive_mounts_only().unwrap();
-        skiff_sys::ns::mount_own_cgroup_tree().unwrap();
+        let rootless = !std::env::var(INSIDE).unwrap().starts_with(AS_ROOT);
+        if rootless {
+            skiff_sys::ns::mount_own_cgroup_tree().unwrap();
+        }
         let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
         let rootfs = folder.join("rootfs");
         make_rootfs(&rootfs);
@@ -159,6 +162,7 @@ impl Lab {
             folder,
             rootfs,
             exec_root,
+            rootless,
             tokio,
         }
     }
@@ -178,7 +182,7 @@ impl Lab {
             shim_command: vec![self.folder.join("containers-test").into(), OsString::from("shim")],
             init_program: self.folder.join("containers-test"),
             keeper_netns: None,
-            rootless: true,
+            rootless: self.rootless,
             runtimes: [("crun".to_owned(), PathBuf::from("/usr/bin/crun"))].into(),
             default_runtime: String::new(),
         }
