@@ -36,6 +36,8 @@ const WORKERS: usize = 2;
 const MAX_BLOCKING_THREADS: usize = 48;
 /// Idle threads go soon: each costs memory.
 const IDLE_THREAD_LIFE: Duration = Duration::from_secs(2);
+/// After this time a daemon that nobody uses has finished starting.
+const SETTLING: Duration = Duration::from_secs(3);
 /// The parent sends its message before anything else.
 const PARENTS_PATIENCE: Duration = Duration::from_secs(30);
 /// Enough for a thread that waits and then logs one line.
@@ -215,9 +217,7 @@ async fn serve(setup: Setup, bound: Vec<Bound>) -> Result<ExitCode, String> {
     for name in names {
         tracing::info!("API listen on {name}");
     }
-    // What the start needed, an idle daemon does not.
-    skiff_sys::heap::trim();
-    let _ = skiff_sys::heap::release_program_pages();
+    tokio::spawn(settle());
 
     let asked = wait_for_stop(&mut signals, hangup, &config).await;
     tracing::info!("Processing signal '{}'", asked.name());
@@ -243,6 +243,13 @@ async fn serve(setup: Setup, bound: Vec<Bound>) -> Result<ExitCode, String> {
             Ok(signal.interrupted())
         }
     }
+}
+
+/// Gives back what only the start needed, once its late work (the bridge, threads that end for want of work) is done.
+async fn settle() {
+    tokio::time::sleep(SETTLING).await;
+    skiff_sys::heap::trim();
+    let _ = skiff_sys::heap::release_program_pages();
 }
 
 /// Stops the containers, unless they are to live on. Whether any is left.
