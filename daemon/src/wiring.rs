@@ -47,6 +47,7 @@ pub(crate) struct Networking {
 /// Everything that runs.
 pub(crate) struct Wired {
     engine: Engine,
+    networks: Arc<BridgeNetworks>,
     /// Shims enter it by the path of this descriptor.
     _namespace: Option<OwnedFd>,
 }
@@ -84,6 +85,7 @@ pub(crate) async fn start(
         max_concurrent_downloads: config.max_concurrent_downloads,
     });
     let (networks, runtime) = (Arc::new(networks), Arc::new(runtime));
+    let bridge = Arc::clone(&networks);
     let containers = Containers::open(
         container_settings(config),
         Neighbours {
@@ -114,6 +116,7 @@ pub(crate) async fn start(
     };
     Ok(Wired {
         engine,
+        networks: bridge,
         _namespace: namespace,
     })
 }
@@ -268,6 +271,11 @@ impl Wired {
     pub(crate) async fn stop_containers(&self, timeout_seconds: i64) {
         let timeout = u64::try_from(timeout_seconds).map_or(Duration::MAX, Duration::from_secs);
         self.engine.containers.shutdown(timeout).await;
+    }
+
+    /// Ends the way out of the containers' network, which nobody needs any more.
+    pub(crate) async fn shut_down_networks(&self) {
+        self.networks.shut_down().await;
     }
 }
 

@@ -258,7 +258,11 @@ async fn stop_engine(wired: &Wired, config: &Config) -> bool {
         wired.stop_containers(config.shutdown_timeout).await;
     }
     // Asked of the processes, not of the engine: it is they who hold the namespaces.
-    !skiff_runtime::live_shims(&config.exec_root).is_empty()
+    let containers_left = !skiff_runtime::live_shims(&config.exec_root).is_empty();
+    if !containers_left {
+        wired.shut_down_networks().await;
+    }
+    containers_left
 }
 
 /// SIGHUP is dealt with here; everything else ends the wait.
