@@ -54,7 +54,7 @@ fn a_missing_image_is_not_found() {
         .code(1)
         .says("not found: manifest unknown");
     engine
-        .docker(["pull", "UPPER/case"])
+        .docker(["pull", "upper/CASE"])
         .run()
         .code(1)
         .says("must be lowercase");

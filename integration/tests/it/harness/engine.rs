@@ -522,11 +522,12 @@ impl Engine {
             self.remove_everything();
         }
         let Some(own) = &mut self.own else { return };
-        if let (Some(mut child), false) = (own.parent.take(), is_root()) {
+        let parent = own.parent.take();
+        if let (Some(child), false) = (&parent, is_root()) {
             let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM);
-            let _ = child.wait();
         }
         own.owner.kill_all();
+        parent.map(|mut child| child.wait());
         if let Some(path) = &own.mounted {
             let _ = Command::new("umount").arg(path).status();
         }

@@ -286,20 +286,40 @@ impl Shared {
 const DENIED: &[u8] =
     br#"{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}"#;
 
+/// `None` when the connection is over; what is no HTTP (a TLS greeting) gets the answer any server gives.
 fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Seen> {
+    let seen = parse_request(reader);
+    if let Err(error) = &seen
+        && error.kind() == std::io::ErrorKind::InvalidData
+    {
+        let _ = send(reader.get_mut(), 400, &[], b"{}");
+    }
+    seen.ok()
+}
+
+fn parse_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Seen> {
     let mut line = String::new();
-    reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
-    let mut words = line.split(' ');
+    let mut next = |line: &mut String| {
+        line.clear();
+        match reader.read_line(line) {
+            Ok(0) => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            other => other,
+        }
+    };
+    next(&mut line)?;
+    let mut words = line.split(' ').map(str::to_owned);
+    let (Some(method), Some(path), Some(_)) = (words.next(), words.next(), words.next()) else {
+        return Err(std::io::ErrorKind::InvalidData.into());
+    };
     let mut seen = Seen {
-        method: words.next()?.to_owned(),
-        path: words.next()?.to_owned(),
+        method,
+        path,
         headers: Vec::new(),
     };
     loop {
-        line.clear();
-        reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
+        next(&mut line)?;
         let Some((name, value)) = line.trim_end().split_once(':') else {
-            return Some(seen);
+            return Ok(seen);
         };
         seen.headers.push((name.to_owned(), value.trim().to_owned()));
     }
