@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """`make layers`: the workspace's dependency edges against the drawing in ARCHITECTURE.md.
 
-Two rules, both read from `cargo metadata` (normal and build dependencies; a test may look at anything below it):
+Three rules. Two are read from `cargo metadata` (normal and build dependencies; a test may look at anything below it):
   1. one of our crates may depend on another only when DRAWING allows the edge, and every crate is in the drawing;
   2. a crate in WRAPPERS may be a direct dependency only of its owners.
+The third is read from the sources:
+  3. a library reads neither the environment nor the home directory; the program passes in what they need.
 deny.toml says rule 2 again for cargo-deny, which is slow to install; this script is the check that always runs,
 and it fails when the two say different things.
 """
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -39,6 +42,20 @@ WRAPPERS = {
 }
 
 
+# Crates that may read the environment: the program, and the tests that start it.
+ENVIRONMENT_READERS = ["skiffd", "skiff-integration"]
+ENVIRONMENT = re.compile(r"\benv::(?:var|vars|var_os|vars_os|home_dir)\b")
+
+
+def environment_reads(package):
+    """Lines of a library's own sources that read the environment."""
+    source = pathlib.Path(package["manifest_path"]).parent / "src"
+    for path in sorted(source.rglob("*.rs")):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if ENVIRONMENT.search(line) and not line.lstrip().startswith("//"):
+                yield f"{package['name']} must not read the environment: {path.name}:{number}"
+
+
 def main():
     root = pathlib.Path(__file__).resolve().parent.parent
     metadata = json.loads(subprocess.run(
@@ -49,6 +66,8 @@ def main():
         if name not in DRAWING:
             faults.append(f"{name} is not in the drawing: give it a place in scripts/layers.py and ARCHITECTURE.md")
             continue
+        if name not in ENVIRONMENT_READERS:
+            faults += environment_reads(package)
         for dependency in package["dependencies"]:
             other = dependency["name"]
             if dependency["kind"] == "dev" and name != "skiff-integration":
