@@ -14,7 +14,8 @@ use crate::harness::{
 struct Footprint {
     /// Programs by name, with how many processes each has.
     processes: BTreeMap<String, usize>,
-    mounts: Vec<String>,
+    /// Mount points, with how many mounts each has.
+    mounts: BTreeMap<String, usize>,
     descriptors: usize,
     /// Entries below the data and exec roots, by directory.
     entries: BTreeMap<String, usize>,
@@ -31,8 +32,10 @@ impl Footprint {
             };
             *processes.entry(name).or_default() += 1;
         }
-        let mut mounts = mounts_of(engine.keeper_pid());
-        mounts.sort();
+        let mut mounts = BTreeMap::new();
+        for mount in mounts_of(engine.keeper_pid()) {
+            *mounts.entry(mount).or_default() += 1;
+        }
         let mut entries = BTreeMap::new();
         for root in [engine.data_root(), engine.runtime_dir()] {
             count(&root, 0, &mut entries);
@@ -45,11 +48,16 @@ impl Footprint {
         }
     }
 
-    /// Nothing more than before. Descriptors may be a few more: connections kept alive, an event loop's own.
+    /// Nothing more than before; less is fine (an idle way out ends, trash is emptied). Descriptors may be a few more:
+    /// connections kept alive, an event loop's own.
     fn is_no_more_than(&self, before: &Self) -> bool {
-        self.processes == before.processes
-            && self.mounts == before.mounts
-            && self.entries == before.entries
+        let fewer = |now: &BTreeMap<String, usize>, then: &BTreeMap<String, usize>| {
+            now.iter()
+                .all(|(what, count)| then.get(what).is_some_and(|most| count <= most))
+        };
+        fewer(&self.processes, &before.processes)
+            && fewer(&self.mounts, &before.mounts)
+            && fewer(&self.entries, &before.entries)
             && self.descriptors <= before.descriptors + 4
     }
 }
