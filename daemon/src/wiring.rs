@@ -189,10 +189,14 @@ fn runtime_config(config: &Config, namespace: Option<&OwnedFd>) -> RuntimeConfig
         .iter()
         .map(|(name, runtime)| (name.clone(), found(&runtime.path)))
         .collect();
+    let program = skiff_runtime::protected_program(&config.exec_root).unwrap_or_else(|error| {
+        tracing::warn!(%error, "a container could overwrite this program's file (CVE-2019-5736): cannot mount it read-only");
+        "/proc/self/exe".into()
+    });
     RuntimeConfig {
         exec_root: config.exec_root.clone(),
-        shim_command: [OsString::from("/proc/self/exe"), crate::role::SHIM.into()].to_vec(),
-        init_program: std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()),
+        shim_command: [program.clone().into_os_string(), crate::role::SHIM.into()].to_vec(),
+        init_program: program,
         // Not the keeper's /proc entry: the keeper may be killed and replaced, this descriptor stays.
         keeper_netns: namespace
             .map(|fd| format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()).into()),

@@ -41,13 +41,25 @@ pub fn protected_program(exec_root: &Path) -> io::Result<PathBuf> {
         }
         Err(error) => return Err(error),
     }
-    rustix::mount::mount_bind("/proc/self/exe", &path)?;
+    rustix::mount::mount_bind(reachable_program((own.dev(), own.ino()))?, &path)?;
     rustix::mount::mount_change(&path, MountPropagationFlags::PRIVATE)?;
     if let Err(error) = make_read_only(&path) {
         let _ = rustix::mount::unmount(&path, UnmountFlags::DETACH);
         return Err(error);
     }
     Ok(path)
+}
+
+/// The program's path in *this* mount namespace: `/proc/self/exe` leads to the mount it was executed from, which a daemon
+/// that has entered the keeper's namespace since cannot bind (EINVAL).
+fn reachable_program(identity: (u64, u64)) -> io::Result<PathBuf> {
+    let path = std::fs::read_link("/proc/self/exe")?;
+    let there = std::fs::metadata(&path)?;
+    if (there.dev(), there.ino()) == identity {
+        return Ok(path);
+    }
+    let text = format!("{} is not the running program any more", path.display());
+    Err(io::Error::new(io::ErrorKind::NotFound, text))
 }
 
 fn is_read_only(path: &Path) -> io::Result<bool> {
