@@ -62,6 +62,13 @@ impl Error {
         self.kind
     }
 
+    /// The same error as another kind, where a layer knows better what its client can do about it.
+    #[must_use]
+    pub fn with_kind(mut self, kind: ErrorKind) -> Self {
+        self.kind = kind;
+        self
+    }
+
     /// Puts `context` in front of the message, as `context: message`.
     #[must_use]
     pub fn context(mut self, context: impl fmt::Display) -> Self {
@@ -104,7 +111,7 @@ impl fmt::Display for Error {
         f.write_str(&self.message)?;
         let mut cause = self.source.as_deref().map(|e| e as &dyn StdError);
         while let Some(error) = cause {
-            let text = error.to_string();
+            let text = in_clients_words(error.to_string());
             // Many libraries repeat their source in their own text; say each thing once.
             if !self.message.contains(&text) {
                 write!(f, ": {text}")?;
@@ -113,6 +120,28 @@ impl fmt::Display for Error {
         }
         Ok(())
     }
+}
+
+/// The system's errors as Go programs write them, because clients match on that: `no space left on device`, not Rust's
+/// `No space left on device (os error 28)`.
+fn in_clients_words(text: String) -> String {
+    let Some((plain, rest)) = text.split_once(" (os error ") else {
+        return text;
+    };
+    let Some((_, rest)) = rest.split_once(')') else {
+        return text;
+    };
+    // What comes before the system's words ends with a colon and a blank.
+    let start = plain.rfind(": ").map_or(0, |at| at + 2);
+    let (context, words) = plain.split_at(start);
+    let mut letters = words.chars();
+    let first = letters
+        .next()
+        .map(char::to_lowercase)
+        .into_iter()
+        .flatten()
+        .collect::<String>();
+    format!("{context}{first}{}{rest}", letters.as_str())
 }
 
 impl fmt::Debug for Error {
@@ -128,5 +157,30 @@ impl fmt::Debug for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_deref().map(|e| e as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn system_errors_are_told_as_clients_expect_them() {
+        let full = std::io::Error::from_raw_os_error(28);
+        let error = Error::system("write /d/config.json").caused_by(full);
+        assert_eq!(error.to_string(), "write /d/config.json: no space left on device");
+        for (rust, go) in [
+            (
+                "open /x: Permission denied (os error 13)",
+                "open /x: permission denied",
+            ),
+            (
+                "Permission denied (os error 13): try again",
+                "permission denied: try again",
+            ),
+            ("nothing of the kind", "nothing of the kind"),
+        ] {
+            assert_eq!(in_clients_words(rust.to_owned()), go);
+        }
     }
 }

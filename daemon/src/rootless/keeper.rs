@@ -44,6 +44,10 @@ pub(crate) fn run() -> io::Result<()> {
             return channel.send(&FromKeeper::Failed { stage, errno }, &[]);
         }
     }
+    // Nobody could ever find a keeper that is not written down: it must not outlive a parent that was killed before.
+    let Ok((ToKeeper::Recorded, _)) = channel.receive(None) else {
+        return Ok(());
+    };
     skiff_sys::heap::trim();
     let _ = skiff_sys::heap::release_program_pages();
     sleep(&channel, &signals)

@@ -6,6 +6,7 @@
 //!   │◄──────────── UserNamespaceMade │ (Create only)              │◄──────────── SignalsHeld │ its handlers are in place
 //!   │ Mapped ───────────────────────►│                            │◄────────────────── Ready │ the sockets answer
 //!   │◄──────────────── Ready | Failed│                            │◄──────────────── Stopped │ orderly end
+//!   │ Recorded ─────────────────────►│ may outlive the parent     │
 //!   │◄─────────────────── Signalled… │ for ever                   ▼ end-of-file: the other died
 //! ```
 
@@ -27,6 +28,8 @@ pub(crate) enum ToKeeper {
     Mapped,
     /// Join these: user, mount, network, cgroup.
     Join,
+    /// It is written down, so that the next start can find it; without this it ends with its parent.
+    Recorded,
 }
 
 /// Keeper to parent.

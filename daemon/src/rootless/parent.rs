@@ -58,6 +58,7 @@ pub(crate) fn run(
     record
         .write(&keeper.identity)
         .map_err(|error| format!("cannot record the keeper: {error}"))?;
+    keeper.recorded();
 
     let host = HostFacts {
         cgroup_v2: facts::cgroup_v2(),

@@ -38,6 +38,13 @@ pub(crate) struct Keeper {
     pub(crate) warnings: Vec<String>,
 }
 
+impl Keeper {
+    /// Tells it that it is written down and may outlive us. One that has ended meanwhile is seen by its end.
+    pub(crate) fn recorded(&self) {
+        let _ = self.channel.send(&ToKeeper::Recorded, &[]);
+    }
+}
+
 /// A pipe whose write end only keepers and their parents hold: its hang-up tells the uplink that nobody needs it any
 /// more. It is the keeper's standard output, so that the next start finds it in `/proc/KEEPER/fd/1`.
 #[derive(Debug)]

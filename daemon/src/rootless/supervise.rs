@@ -243,6 +243,7 @@ impl Supervisor {
                 if let Err(error) = self.record.write(&self.keeper.identity) {
                     tracing::error!(%error, "cannot record the new keeper");
                 }
+                self.keeper.recorded();
             }
             Err(error) => tracing::error!("the keeper was killed and cannot be replaced: {error}"),
         }

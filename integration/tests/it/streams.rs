@@ -268,7 +268,8 @@ fn a_client_that_stops_reading_and_leaves_lets_the_container_go_on() {
 #[test]
 fn logs_can_be_cut_stamped_and_followed() {
     let engine = Engine::with_busybox("overlay2");
-    let script = "echo one; echo two; echo three; read x; echo four; printf five";
+    // Apart, so that each line has a time of its own.
+    let script = "echo one; usleep 20000; echo two; usleep 20000; echo three; read x; echo four; printf five";
     engine.detached(&["--name", "box", "-i"], &["sh", "-c", script]);
     engine.wait_for_output("box", "three");
     let logs = |options: &[&str]| engine.docker([&["logs"], options, &["box"]].concat()).ok();

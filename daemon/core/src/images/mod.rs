@@ -33,7 +33,7 @@ use skiff_store::{Digest, Store};
 use tokio::sync::mpsc;
 
 use crate::config::ContainerConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::filters::Filters;
 
@@ -212,11 +212,19 @@ impl Images {
     /// cancelled; downloads that another pull shares go on, others leave a partial blob that the next pull resumes.
     ///
     /// # Errors
-    /// `NotFound` for a missing image or a refused pull (Docker's text), `Unauthorized`, `InvalidParameter` for a bad
-    /// reference, `System`. Errors after the first progress message are reported in-band by the caller.
+    /// `NotFound` for a missing image or a refused pull (Docker's text), `InvalidParameter` for a bad reference,
+    /// `System` (also for missing credentials). Errors after the first progress message are reported in-band by the caller.
     pub async fn pull(&self, request: PullRequest, progress: mpsc::Sender<Progress>) -> Result<()> {
+        // dockerd answers 500 where a registry wants credentials: at 401 the docker CLI begins to ask for a name and a
+        // password, which a script that waits for the pull never gives.
+        let done = |result: Result<()>| {
+            result.map_err(|error| match error.kind() {
+                ErrorKind::Unauthorized => error.with_kind(ErrorKind::System),
+                _ => error,
+            })
+        };
         tokio::select! {
-            done = pull::pull(&self.shared, request, &progress) => done,
+            result = pull::pull(&self.shared, request, &progress) => done(result),
             () = progress.closed() => Err(Error::system("pull cancelled: the client went away")),
         }
     }

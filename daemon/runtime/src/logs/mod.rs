@@ -100,7 +100,7 @@ impl Reading {
                 StdStream::Stdout => self.request.stdout,
                 StdStream::Stderr => self.request.stderr,
             };
-            let late = self.request.until.is_some_and(|until| entry.time >= until);
+            let late = self.request.until.is_some_and(|until| entry.time > until);
             if late && self.request.follow.is_some() {
                 return Flow::Enough;
             }

@@ -157,8 +157,8 @@ async fn streams_and_times_select() {
             ..request(&log.path)
         })
         .await,
-        ["one\n"],
-        "until is exclusive"
+        ["one\n", "two\n"],
+        "until is inclusive"
     );
 }
 
