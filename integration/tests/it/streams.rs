@@ -268,9 +268,16 @@ fn a_client_that_stops_reading_and_leaves_lets_the_container_go_on() {
 #[test]
 fn logs_can_be_cut_stamped_and_followed() {
     let engine = Engine::with_busybox("overlay2");
-    // Apart, so that each line has a time of its own.
-    let script = "echo one; usleep 20000; echo two; usleep 20000; echo three; read x; echo four; printf five";
-    engine.detached(&["--name", "box", "-i"], &["sh", "-c", script]);
+    // The next line is written when the one before it has been logged, so that each has a time of its own.
+    let gate = engine.shared_dir("gate");
+    let script = "after() { until [ -e /gate/$1 ]; do usleep 1000; done; }; \
+                  echo one; after one; echo two; after two; echo three; read x; echo four; printf five";
+    let bind = format!("{}:/gate:ro", gate.display());
+    engine.detached(&["--name", "box", "-i", "-v", &bind], &["sh", "-c", script]);
+    for line in ["one", "two"] {
+        engine.wait_for_output("box", line);
+        std::fs::write(gate.join(line), "").unwrap();
+    }
     engine.wait_for_output("box", "three");
     let logs = |options: &[&str]| engine.docker([&["logs"], options, &["box"]].concat()).ok();
     assert_eq!(logs(&[]), "one\ntwo\nthree");
