@@ -44,7 +44,7 @@ if ! (cd "$REPO" && cargo build --release --locked 2>&1 | tee "$log" |
 fi
 rm -f "$log"
 for name in dockerd dockerd-rootless.sh dockerd-rootless-setuptool.sh; do ln -sfn skiffd "$TARGET/release/$name"; done
-ok build "$(realpath --relative-to="$PWD" "$TARGET/release/skiffd"), $(du -h "$TARGET/release/skiffd" | cut -f1)B, also as dockerd and dockerd-rootless.sh ($((SECONDS - began)) s)"
+ok build "$(realpath --relative-to="$PWD" "$TARGET/release/skiffd"), $(($(stat -Lc %s "$TARGET/release/skiffd") / 1000000)) MB, also as dockerd and dockerd-rootless.sh ($((SECONDS - began)) s)"
 
 # ── who runs it ──────────────────────────────────────────────────────────────────────────────────────────────────────
 if [ "$(id -u)" = 0 ]; then
@@ -101,7 +101,7 @@ fi
 export DOCKER_HOST=unix://$socket
 export DOCKER_CONFIG=$state/docker-config    # the newcomer's own ~/.docker stays untouched
 mkdir -p "$DOCKER_CONFIG"
-note "$(docker info --format 'storage driver {{.Driver}} · API {{.ServerVersion}} · data in {{.DockerRootDir}}' 2>/dev/null)"
+note "$(docker info --format 'skiff {{.ServerVersion}} · storage driver {{.Driver}} · data in {{.DockerRootDir}}' 2>/dev/null)"
 
 # ── an image, a container ────────────────────────────────────────────────────────────────────────────────────────────
 image=busybox
@@ -111,10 +111,16 @@ if [ $public = no ]; then
   image=${image%%:latest*}
   ok registry "no public one in reach: Debian's docker-registry on ${image%%/*}, with a busybox image made here"
 fi
-shown() { printf '    %-9s %s$ docker %s%s\n' '' "$bold" "$*" "$plain"; docker "$@" 2>&1 | indent; return "${PIPESTATUS[0]}"; }
+shown() {
+  local word line='docker'
+  for word in "$@"; do case $word in *[[:blank:]]*) line+=" '$word'" ;; *) line+=" $word" ;; esac; done
+  printf '    %-9s %s$ %s%s\n' '' "$bold" "$line" "$plain"
+  docker "$@" 2>&1 | indent
+  return "${PIPESTATUS[0]}"
+}
 shown pull "$image" || die pull "failed; the daemon's log: $state/daemon.log"
 ok pull "$image"
-shown run --rm "$image" sh -c 'echo "Hello from $(hostname): I am $(id -un) in here, $(awk "NR == 1 { print \"uid \" \$2 }" /proc/self/uid_map) out there."' ||
+shown run --rm "$image" sh -c 'read inside outside count </proc/self/uid_map; echo "Hello from $(hostname): I am $(whoami) in here and user $outside out there."' ||
   die run "failed; the daemon's log: $state/daemon.log"
 ok run "a container started, spoke and is gone again"
 
