@@ -33,12 +33,12 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{ContainerConfig, HostConfig};
+use crate::config::HostConfig;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::filters::Filters;
 use crate::network::{NetworkMode, Networks};
-use crate::runtime::{AttachStreams, LogEntry, LogRequest, OutputChunk, Runtime, TaskIo, TerminalSize};
+use crate::runtime::{LogEntry, LogRequest, OutputChunk, Runtime, TaskIo, TerminalSize};
 
 use actor::{Beginning, Command, publish_event};
 use disk::Disk;

@@ -11,9 +11,12 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::ErrorKind;
+use crate::config::ContainerConfig;
 use crate::images::ImageView;
 use crate::network::{NetworkInfo, Sandbox, SandboxRequest};
-use crate::runtime::{Adopted, LaunchFailure, LaunchSpec, NetworkNamespace, StdStream, TaskExit, TaskPid};
+use crate::runtime::{
+    Adopted, AttachStreams, LaunchFailure, LaunchSpec, NetworkNamespace, StdStream, TaskExit, TaskPid,
+};
 
 struct OneImage;
 
