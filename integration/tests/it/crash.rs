@@ -254,7 +254,7 @@ fn killed_at_any_instant(
         the_store_is_whole(&engine);
     }
     engine
-        .docker(["run", "--rm", "-q", &registry().busybox(), "true"])
+        .docker(["run", "--rm", &registry().busybox(), "true"])
         .run()
         .code(0);
     if is_root() {

@@ -355,7 +355,6 @@ fn without_subordinate_ids_there_is_one_user_and_a_warning() {
     let options = [
         "run",
         "--rm",
-        "-q",
         "--network",
         "none",
         image.as_str(),

@@ -33,7 +33,7 @@ fn full_while_pulling(driver: &str) {
     // What the failed pulls took is free again.
     assert_eq!(
         engine
-            .docker(["run", "--rm", "-q", &registry().busybox(), "echo", "room"])
+            .docker(["run", "--rm", &registry().busybox(), "echo", "room"])
             .ok(),
         "room"
     );

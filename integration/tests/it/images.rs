@@ -129,7 +129,7 @@ fn an_image_in_use_is_not_removed() {
         .docker(["rmi", "nosuch"])
         .run()
         .code(1)
-        .says("No such image: nosuch:latest");
+        .says("No such image: nosuch");
 }
 
 #[test]

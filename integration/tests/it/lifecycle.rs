@@ -270,7 +270,7 @@ fn events_tell_the_story_in_order() {
     let engine = Engine::start();
     let start = (unix_time() - 1).to_string();
     let (live, output) = engine
-        .docker(["events", "--since", &start, "--format", "json"])
+        .docker(["events", "--since", &start, "--format", "{{json .}}"])
         .start_reading();
     let mut lines = BufReader::new(output)
         .lines()

@@ -176,11 +176,7 @@ fn an_image_is_found_by_tag_and_by_digest() {
     Image::busybox()
         .layer(Layer::new().file("version", b"2"))
         .push("moving:1");
-    let cat = |reference: &str| {
-        engine
-            .docker(["run", "--rm", "-q", reference, "cat", "/version"])
-            .ok()
-    };
+    let cat = |reference: &str| engine.docker(["run", "--rm", reference, "cat", "/version"]).ok();
     assert_eq!(cat(&image), "2");
     assert_eq!(cat(&by_digest), "1", "a digest does not move");
     let digests = engine
@@ -246,10 +242,7 @@ fn credentials_open_a_registry_and_their_absence_is_refused() {
             .stdout
             .contains("Login Succeeded")
     );
-    assert_eq!(
-        engine.docker(["run", "--rm", "-q", &image, "cat", "/s"]).ok(),
-        "secret"
-    );
+    assert_eq!(engine.docker(["run", "--rm", &image, "cat", "/s"]).ok(), "secret");
     engine.docker(["logout", address]).ok();
     engine.docker(["rmi", &image]).ok();
     engine.docker(["pull", &image]).run().code(1);
@@ -360,9 +353,7 @@ fn a_mirror_is_only_for_docker_hub() {
     );
     // The name is the Hub's, the bytes are the mirror's.
     assert_eq!(
-        engine
-            .docker(["run", "--rm", "-q", "mirrored/image", "cat", "/m"])
-            .ok(),
+        engine.docker(["run", "--rm", "mirrored/image", "cat", "/m"]).ok(),
         "mirrored"
     );
     assert_eq!(

@@ -19,7 +19,7 @@ fn nothing_is_left_and_the_next_try_works(engine: &Engine, reference: &str) {
     engine.docker(["inspect", reference]).run().fails();
     assert_eq!(
         engine
-            .docker(["run", "--rm", "-q", &registry().busybox(), "echo", "fine"])
+            .docker(["run", "--rm", &registry().busybox(), "echo", "fine"])
             .ok(),
         "fine"
     );
@@ -150,7 +150,7 @@ on_both_drivers! {
             "the reason is a digest: {done}"
         );
         let good = HostileRegistry::serve(image, |_| Behaviour::Serve);
-        assert_eq!(engine.docker(["run", "--rm", "-q", &good.reference(), "sh", "-c", "wc -c </payload"]).ok(), "100000");
+        assert_eq!(engine.docker(["run", "--rm", &good.reference(), "sh", "-c", "wc -c </payload"]).ok(), "100000");
     }
 
     fn a_truncated_layer_is_refused(engine) {
@@ -242,7 +242,7 @@ on_both_drivers! {
             layer = layer.xattr_for_next(name, "/etc").dir(&format!("d-{}", name.replace('.', "-")));
         }
         let image = Image::busybox().layer(layer).push("overlay-attributes");
-        let seen = engine.docker(["run", "--rm", "-q", &image, "sh", "-c", "ls -A /d-*"]).run();
+        let seen = engine.docker(["run", "--rm", &image, "sh", "-c", "ls -A /d-*"]).run();
         assert!(!seen.stdout.contains("passwd"), "{seen}");
     }
 }
@@ -263,15 +263,7 @@ fn a_client_that_leaves_in_mid_pull_ends_the_pull_and_spoils_nothing() {
     assert_eq!(engine.docker(["images", "-aq"]).ok(), "");
     assert_eq!(
         engine
-            .docker([
-                "run",
-                "--rm",
-                "-q",
-                &hostile.reference(),
-                "sh",
-                "-c",
-                "wc -c </big"
-            ])
+            .docker(["run", "--rm", &hostile.reference(), "sh", "-c", "wc -c </big"])
             .ok(),
         "5000000"
     );
@@ -330,15 +322,7 @@ fn a_daemon_killed_in_mid_pull_starts_clean_and_pulls_again() {
     assert_eq!(engine.docker(["images", "-aq"]).ok(), "");
     assert_eq!(
         engine
-            .docker([
-                "run",
-                "--rm",
-                "-q",
-                &hostile.reference(),
-                "sh",
-                "-c",
-                "wc -c </big"
-            ])
+            .docker(["run", "--rm", &hostile.reference(), "sh", "-c", "wc -c </big"])
             .ok(),
         "5000000"
     );

@@ -255,8 +255,8 @@ impl Shared {
             return stream.write_all(body).ok();
         };
         let n = n.min(body.len());
-        stream.write_all(&body[..n]).ok()?;
-        if !self.hold(stream, &gate?) {
+        let gone = stream.write_all(&body[..n]).is_err();
+        if gone || !self.hold(stream, &gate?) {
             self.abandoned.fetch_add(1, Ordering::SeqCst);
             return None;
         }
