@@ -23,7 +23,9 @@ cleanup() {
 trap cleanup EXIT
 
 if [ -z "${SKIFF_TEST_SOCKET:-}" ]; then
-  cargo build --locked -p skiffd --profile "$PROFILE"
+  # The same selection as in unit.sh, so that nothing is built twice.
+  if [ "$PROFILE" = dev ]; then cargo build --locked --workspace --bins --tests
+  else cargo build --locked -p skiffd --profile "$PROFILE"; fi
   # Under the name of Docker's start script, and where the accounts below can execute it.
   install -D -m 755 "$TARGET/$profile_dir/skiffd" "$work/bin/dockerd-rootless.sh"
   chmod 755 "$work/bin"
@@ -46,7 +48,7 @@ export SKIFF_TEST_SKIPS=$work/skips
 
 status=0
 if cargo nextest --version >/dev/null 2>&1; then
-  cargo nextest run --locked -p skiff-integration --no-fail-fast --test-threads "$jobs" --status-level slow --final-status-level slow "$@" || status=$?
+  cargo nextest run --locked --workspace -E 'package(skiff-integration)' --no-fail-fast --test-threads "$jobs" --status-level slow --final-status-level slow "$@" || status=$?
 else
   cargo test --locked -p skiff-integration --test it -- --test-threads "$jobs" "$@" || status=$?
 fi
