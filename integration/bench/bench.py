@@ -49,6 +49,12 @@ def ready(path):
         return False
 
 
+def progress(text):
+    """What is being measured, on a terminal only; replaced by the next."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
 class Engine:
     def __init__(self, name, path, registry):
         self.name, self.socket, self.registry = name, path, registry
@@ -153,10 +159,10 @@ class Bench:
 
     def alternate(self, item, rounds, measure, engines=None):
         for n in range(rounds):
-            print(f"\r\x1b[K{item} {n + 1}/{rounds}", end="", file=sys.stderr, flush=True)
+            progress(f"{item} {n + 1}/{rounds}")
             for engine in engines or self.engines:
                 self.note(item, engine, measure(engine))
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        progress("")
 
     def run(self, only):
         own = [engine for engine in self.engines if isinstance(engine, OwnEngine)]
