@@ -247,7 +247,13 @@ impl Shared {
         if from.is_some() {
             headers.push(("Content-Range", &range));
         }
-        head(stream, if from.is_some() { 206 } else { 200 }, &headers)?;
+        if head(stream, if from.is_some() { 206 } else { 200 }, &headers).is_none() {
+            // A client may leave between its request and the first byte of the answer.
+            if matches!(stop, Some((_, Some(_)))) {
+                self.abandoned.fetch_add(1, Ordering::SeqCst);
+            }
+            return None;
+        }
         if request.method == "HEAD" {
             return Some(());
         }
