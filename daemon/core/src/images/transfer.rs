@@ -105,8 +105,10 @@ impl Transfers {
                 received: &received,
             };
             let outcome = tokio::select! {
-                done = task.run() => done,
+                // First, so that a registry that always has a piece ready cannot keep a download alive that nobody wants.
+                biased;
                 () = cancel.cancelled() => Err(Error::system("download cancelled")),
+                done = task.run() => done,
             };
             sender.send_replace(match outcome {
                 Ok(()) => Phase::Done,
