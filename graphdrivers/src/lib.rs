@@ -47,6 +47,19 @@ pub trait GraphDriver: Send + Sync + fmt::Debug {
     /// `TooDeep` beyond `max_depth`, naming the limit.
     fn prepare(&self, key: &ActiveId, parent: Option<&LayerId>, options: &PrepareOptions) -> Result<()>;
 
+    /// Puts an active snapshot that was prepared without parent on top of `parent`, as if it had been prepared there:
+    /// layers of one chain can be unpacked side by side and are stacked in order, each right before its `commit`.
+    /// `root_in_layer` says that the unpacked layer set the root directory's own metadata; without it the root takes
+    /// the parent's. Only for drivers whose [`Capabilities::parallel_apply`] is true.
+    ///
+    /// # Errors
+    /// `NotFound` for the key or when the parent is not a committed layer; `TooDeep`; `InvalidArgument` when the
+    /// snapshot has a parent; `Unsupported` without `parallel_apply`.
+    fn stack(&self, _key: &ActiveId, _parent: &LayerId, _root_in_layer: bool) -> Result<()> {
+        let text = format!("{} cannot unpack layers side by side", self.name());
+        Err(Error::new(ErrorKind::Unsupported, text))
+    }
+
     /// Makes `key` the immutable layer `layer`, atomically.
     ///
     /// # Errors
@@ -194,6 +207,21 @@ pub enum Mount {
     },
     /// An overlay.
     Overlay(OverlayMount),
+    /// An overlay by a FUSE file system.
+    Fuse(FuseMount),
+}
+
+/// An overlay served by a process of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FuseMount {
+    /// Topmost first.
+    pub lower: Vec<PathBuf>,
+    /// Upper and work directory; `None` for a read-only mount.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// The program that serves it; `None` is the one in this binary.
+    pub program: Option<PathBuf>,
+    /// Further options, such as `volatile`.
+    pub options: Vec<String>,
 }
 
 /// An overlay mount, as values (no option string).

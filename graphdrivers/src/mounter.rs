@@ -191,6 +191,10 @@ fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
             Mount::Overlay(overlay) => {
                 mount_overlay(overlay, target).map_err(|failure| failure.into_error(target))
             }
+            Mount::Fuse(_) => Err(Error::new(
+                ErrorKind::Unsupported,
+                "no FUSE overlay is configured",
+            )),
         };
         if let Err(error) = outcome {
             for _ in 0..done {
