@@ -17,6 +17,7 @@ use skiff_archive::{DiffTree, DiskUsage};
 
 mod backing;
 mod error;
+mod layered;
 mod mounter;
 mod overlay2;
 mod select;
@@ -107,8 +108,8 @@ pub trait GraphDriver: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Rows of `GraphDriver.Data` in a container's `inspect`, in Docker's words.
-    fn inspect(&self, _key: &ActiveId) -> Result<Vec<(String, String)>> {
+    /// Rows of `GraphDriver.Data` in the `inspect` of a container or an image, in Docker's words; none is `null` there.
+    fn inspect(&self, _snapshot: SnapshotRef<'_>) -> Result<Vec<(String, String)>> {
         Ok(Vec::new())
     }
 

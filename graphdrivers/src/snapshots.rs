@@ -172,9 +172,7 @@ impl Snapshots {
         };
         reservation.stage = self.fresh_directory(STAGING)?;
         if let Some(parent) = parent {
-            let link = reservation.stage.join(PARENT);
-            symlink(Path::new("..").join(parent.hex()), &link)
-                .map_err(|error| Error::io(format!("symlink {}", link.display()), error))?;
+            link_parent(&reservation.stage, parent)?;
         }
         Ok(reservation)
     }
@@ -206,6 +204,32 @@ impl Snapshots {
             }
             _ => Ok(depth),
         }
+    }
+
+    /// Gives an active snapshot without parent the parent `parent`. `before` runs on the directories of both, right
+    /// before the one step that counts: the making of the link.
+    pub(crate) fn stack(
+        &self,
+        key: &ActiveId,
+        parent: &LayerId,
+        max_depth: Option<usize>,
+        before: impl FnOnce(&Path, &Path) -> Result<()>,
+    ) -> Result<()> {
+        let mut index = self.index();
+        let snapshot = SnapshotKey::Active(key.clone());
+        if let Some(found) = &ready(&index, SnapshotRef::Active(key))?.parent {
+            return Err(Error::invalid(format!("snapshot {key} lies on layer {found}")));
+        }
+        let depth = self.check_parent(&index, Some(parent), max_depth)?;
+        let path = self.path_of(&snapshot);
+        before(&path, &self.path_of(&SnapshotKey::Layer(parent.clone())))?;
+        link_parent(&path, parent)?;
+        adopt(&mut index, Some(parent), 1);
+        if let Some(node) = index.get_mut(&snapshot) {
+            node.parent = Some(parent.clone());
+            node.depth = depth;
+        }
+        Ok(())
     }
 
     /// Makes an active snapshot a layer. `before` runs on its directory right before the rename.
@@ -490,6 +514,12 @@ fn key_of(name: &str) -> Option<SnapshotKey> {
             .ok()
             .map(SnapshotKey::Layer),
     }
+}
+
+fn link_parent(snapshot: &Path, parent: &LayerId) -> Result<()> {
+    let link = snapshot.join(PARENT);
+    symlink(Path::new("..").join(parent.hex()), &link)
+        .map_err(|error| Error::io(format!("symlink {}", link.display()), error))
 }
 
 fn read_parent(snapshot: &Path) -> Result<Option<LayerId>> {
