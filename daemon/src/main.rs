@@ -8,9 +8,10 @@
 //! wiring.rs       builds the engine out of the crates below; the only place that knows all of them
 //! setuptool.rs    dockerd-rootless-setuptool.sh
 //! init.rs         docker-init, process 1 of containers started with --init
+//! tool/           skiffd storage, skiffd bench: commands that do their work and end
 //! ```
 //!
-//! Later roles (fuse-overlayfs, storage, bench, doctor) are variants of [`role::Role`] with a module each.
+//! Later roles (fuse-overlayfs, doctor) are variants of [`role::Role`] with a module each.
 
 mod config;
 mod environment;
@@ -22,6 +23,7 @@ mod role;
 mod rootless;
 mod server;
 mod setuptool;
+mod tool;
 mod wiring;
 
 use std::ffi::OsString;
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Role::Shim(shim_arguments) => wiring::shim(shim_arguments),
         Role::Init(command) => init::run(&command),
         Role::SetupTool(words) => setuptool::run(&words, &Environment::read()),
+        Role::Tool(words) => tool::run(words, &Environment::read()),
         Role::Parent => start(&arguments),
     }
 }

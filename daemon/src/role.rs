@@ -28,7 +28,12 @@ pub(crate) enum Role {
     SetupTool(Vec<OsString>),
     /// `docker-init -- COMMAND`, process 1 of a container.
     Init(Vec<OsString>),
+    /// `skiffd storage …`, `skiffd bench …`: a command that does its work and ends; the arguments follow the program.
+    Tool(Vec<OsString>),
 }
+
+/// First arguments of [`Role::Tool`].
+pub(crate) const TOOLS: [&str; 2] = ["storage", "bench"];
 
 /// Name of the setup tool.
 const SETUP_TOOL: &str = "dockerd-rootless-setuptool.sh";
@@ -48,6 +53,7 @@ impl Role {
             Some(KEEPER) => Self::Keeper,
             Some(DAEMON) => Self::Daemon,
             Some(SHIM) => Self::Shim(arguments.iter().skip(2).cloned().collect()),
+            Some(word) if TOOLS.contains(&word) => Self::Tool(rest()),
             _ => Self::Parent,
         }
     }
@@ -79,6 +85,10 @@ mod tests {
         assert_eq!(
             role(&["skiffd", "shim", "a", "b"]),
             Role::Shim(vec!["a".into(), "b".into()])
+        );
+        assert_eq!(
+            role(&["skiffd", "storage", "verify"]),
+            Role::Tool(vec!["storage".into(), "verify".into()])
         );
         assert_eq!(
             role(&["./dockerd-rootless-setuptool.sh", "check"]),

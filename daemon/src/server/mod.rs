@@ -17,7 +17,7 @@ use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use skiff_sys::lock::FileLock;
-use skiff_sys::ns::{self, Kind, Namespaces};
+use skiff_sys::ns::Namespaces;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,7 @@ use crate::config::{self, Config};
 use crate::locks;
 use crate::logging;
 use crate::rootless::channel::Channel;
+use crate::rootless::enter;
 use crate::rootless::messages::{Boot, FromDaemon, HostFacts};
 use crate::rootless::record;
 use crate::wiring::{self, Networking, Wired};
@@ -103,7 +104,7 @@ fn prepare_child(program: &str) -> Result<Setup, String> {
     let passed = (0..boot.listeners)
         .map(|_| next())
         .collect::<Result<Vec<OwnedFd>, _>>()?;
-    join(&namespaces).map_err(|error| format!("cannot join the keeper's namespaces: {error}"))?;
+    enter::join(&namespaces).map_err(|error| format!("cannot join the keeper's namespaces: {error}"))?;
     let networking = Networking {
         namespace: Some(namespaces.network),
         lifeline: Some(lifeline),
@@ -116,15 +117,6 @@ fn prepare_child(program: &str) -> Result<Setup, String> {
         passed: passed.into(),
         parent: Some(channel),
     })
-}
-
-/// All but the network: pulls and the API use the host's.
-fn join(namespaces: &Namespaces) -> io::Result<()> {
-    ns::join(&namespaces.user, Kind::User)?;
-    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
-    ns::join(&namespaces.cgroup, Kind::Cgroup)?;
-    ns::join(&namespaces.mount, Kind::Mount)?;
-    std::env::set_current_dir("/")
 }
 
 fn prepare_root(mut config: Config) -> Result<Setup, String> {
