@@ -5,3 +5,5 @@
 //!   adapter   FUSE requests ⇄ calls of the overlay
 //!   program   `skiffd fuse-overlayfs -o … MOUNTPOINT`: options, mounting, life and death
 //! ```
+
+pub mod overlay;
