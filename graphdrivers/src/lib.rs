@@ -16,18 +16,21 @@ pub use skiff_archive::{ApplyTarget, WhiteoutFormat};
 use skiff_archive::{DiffTree, DiskUsage};
 
 mod backing;
+mod btrfs;
 mod error;
 mod layered;
 mod mounter;
 mod overlay2;
 mod select;
 mod snapshots;
+mod trial;
 mod vfs;
 
+pub use btrfs::Btrfs;
 pub use error::{Error, ErrorKind, Result};
 pub use mounter::Mounter;
 pub use overlay2::Overlay2;
-pub use select::{Selected, select};
+pub use select::{Evidence, Selected, drivers, probe, select};
 pub use vfs::Vfs;
 
 /// A storage driver. Methods may block on the disk: call them from a thread that may.

@@ -22,6 +22,8 @@ use crate::{Mount, OverlayMount};
 
 mod mountinfo;
 
+pub(crate) use mountinfo::unescape;
+
 /// Mounts snapshots and counts references; share one per daemon.
 #[derive(Debug, Default)]
 pub struct Mounter {

@@ -11,6 +11,7 @@ use skiff_archive::{ApplyTarget, WhiteoutFormat};
 
 use crate::error::Result;
 use crate::layered::Layered;
+use crate::select::Evidence;
 use crate::{
     Access, ActiveId, Capabilities, CleanupReport, DiffSource, GraphDriver, LayerId, Mount, OverlayMount,
     PrepareOptions, SnapshotInfo, SnapshotKey, SnapshotRef, Usage,
@@ -42,6 +43,11 @@ pub struct Overlay2 {
     backing: String,
 }
 
+/// Says how overlayfs works below `data_root`; leaves nothing behind.
+pub(crate) fn probe(data_root: &Path) -> Result<Evidence> {
+    Ok(probe::probe(data_root, &[])?.evidence())
+}
+
 impl Overlay2 {
     /// Tries a real mount below `root`, then opens or makes the driver's directory.
     ///
@@ -50,7 +56,8 @@ impl Overlay2 {
     /// `root` is another engine's; `Io`.
     pub fn open(root: &Path, options: &[(&str, &str)]) -> Result<Self> {
         let options = Options::parse(options)?;
-        let works = probe::probe(root)?;
+        let data_root = root.parent().unwrap_or(Path::new("/"));
+        let works = probe::probe(data_root, &options.mount_options)?;
         let whiteouts = if works.userxattr {
             WhiteoutFormat::OverlayUser
         } else {
@@ -83,6 +90,7 @@ impl GraphDriver for Overlay2 {
 
     fn status(&self) -> Vec<(String, String)> {
         let row = |name: &str, value: String| (name.to_owned(), value);
+        // redirect_dir, which would spoil the native diff, is off in every mount, whatever the kernel's default is.
         vec![
             row("Backing Filesystem", self.backing.clone()),
             row("Supports d_type", true.to_string()),

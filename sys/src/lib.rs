@@ -3,7 +3,9 @@
 //!
 //! Called by every other crate; depends on none of them.
 
+pub mod btrfs;
 pub mod fsio;
+pub mod fuse;
 pub mod heap;
 pub mod identity;
 pub mod idmap;

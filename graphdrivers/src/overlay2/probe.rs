@@ -5,11 +5,14 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use super::NAME;
 use crate::OverlayMount;
-use crate::backing;
+use crate::backing::{self, kernel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mounter::{self, MountFailure};
+use crate::select::Evidence;
 use crate::snapshots::make_directory;
+use crate::trial::{MOUNT_POINT, Trial};
 
 /// How it works.
 #[derive(Debug)]
@@ -20,33 +23,61 @@ pub(super) struct Works {
     pub(super) backing: String,
 }
 
-/// Name of the directory that is tried in, beside the layers; left-overs of a kill are removed by the next try.
-const DIRECTORY: &str = ".probe-overlay2";
-
-pub(super) fn probe(root: &Path) -> Result<Works> {
-    // Beside and not inside: an unusable driver must not leave a directory that looks like a prior one.
-    let parent = root.parent().unwrap_or(Path::new("/"));
-    make_directory(parent, 0o710)?;
-    let place = parent.join(DIRECTORY);
-    discard(&place)?;
-    let outcome = attempt(parent, &place);
-    discard(&place)?;
-    outcome
-}
-
-/// Removes the trial directory, also when it is still mounted.
-fn discard(place: &Path) -> Result<()> {
-    if place.exists() {
-        mounter::detach(&place.join("merged"))?;
-        skiff_archive::remove_tree(place).map_err(crate::snapshots::archive_error)?;
+impl Works {
+    pub(super) fn evidence(&self) -> Evidence {
+        let place = if self.userxattr {
+            " in a user namespace"
+        } else {
+            ""
+        };
+        let notes = if self.volatile {
+            Vec::new()
+        } else {
+            vec![String::from(
+                "each end of a container writes the whole file system to the disk, because this kernel cannot mount an \
+                 overlay volatile; Linux 5.10 can",
+            )]
+        };
+        Evidence {
+            driver: NAME,
+            finding: format!(
+                "overlays can be mounted{place}, and changed as containers do, on {}, kernel {}",
+                self.backing,
+                kernel()
+            ),
+            notes,
+        }
     }
-    Ok(())
 }
 
-fn attempt(data_root: &Path, place: &Path) -> Result<Works> {
+/// Tries it out. `extra` are the options that writable mounts shall have besides.
+pub(super) fn probe(data_root: &Path, extra: &[String]) -> Result<Works> {
     let userxattr = skiff_sys::fsio::in_user_namespace();
+    if let Some(text) = refused_by_version(userxattr, selinux(), &kernel()) {
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
+    let trial = Trial::begin(data_root, NAME)?;
+    attempt(trial.path(), userxattr, extra)
+}
+
+/// What a trial would not show: such a kernel mounts, and files cannot be changed later.
+fn refused_by_version(userxattr: bool, selinux: bool, kernel: &str) -> Option<String> {
+    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let version = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    (userxattr && selinux && version < (5, 13)).then(|| {
+        format!("overlay2: overlay is not supported for Rootless with SELinux, kernel {kernel}; needs 5.13")
+    })
+}
+
+/// Whether SELinux is on. Its file system may not be mounted here; a process has a label with three colons all the same.
+fn selinux() -> bool {
+    let label = fs::read_to_string("/proc/thread-self/attr/current").unwrap_or_default();
+    Path::new("/sys/fs/selinux/enforce").exists() || label.matches(':').count() >= 3
+}
+
+fn attempt(place: &Path, userxattr: bool, extra: &[String]) -> Result<Works> {
     let options = fixed_options(userxattr);
-    for name in ["lower/hidden", "lower2", "upper", "work", "merged"] {
+    for name in ["lower/hidden", "lower2", "upper", "work", MOUNT_POINT] {
         make_directory(&place.join(name), 0o755)?;
     }
     write(&place.join("lower/deleted"))?;
@@ -58,8 +89,8 @@ fn attempt(data_root: &Path, place: &Path) -> Result<Works> {
         userxattr,
         options: [&options[..], &["volatile".to_owned()]].concat(),
     };
-    let backing = backing::name(data_root);
-    let merged = place.join("merged");
+    let backing = backing::name(place);
+    let merged = place.join(MOUNT_POINT);
     // Not only to know whether it works: unmounting without it would sync the whole file system below.
     let volatile = mounter::mount_overlay(&overlay, &merged).is_ok();
     if !volatile {
@@ -85,12 +116,39 @@ fn attempt(data_root: &Path, place: &Path) -> Result<Works> {
         &backing,
         "a replaced directory is not marked opaque",
     )?;
+    try_extra(&overlay, extra, &merged)?;
     Ok(Works {
         userxattr,
         options,
         volatile,
         backing,
     })
+}
+
+/// Better an error now than at the start of each container.
+fn try_extra(overlay: &OverlayMount, extra: &[String], merged: &Path) -> Result<()> {
+    if extra.is_empty() {
+        return Ok(());
+    }
+    let mut overlay = overlay.clone();
+    overlay
+        .options
+        .extend(extra.iter().filter(|option| *option != "volatile").cloned());
+    mounter::mount_overlay(&overlay, merged).map_err(|failure| {
+        let log = if failure.log.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", failure.log)
+        };
+        Error::invalid(format!(
+            "overlay2.mountopt={}: {} {}{log}, kernel {}",
+            extra.join(","),
+            failure.call,
+            failure.symbol(),
+            kernel()
+        ))
+    })?;
+    mounter::detach(merged)
 }
 
 /// Reads and changes the mount in the ways containers do.
@@ -162,19 +220,12 @@ fn check(holds: bool, backing: &str, what: &str) -> Result<()> {
     ))
 }
 
-fn kernel() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
-}
-
 /// The sentence that says why not, with the evidence and the remedy.
 fn refusal(failure: &MountFailure, userxattr: bool, backing: &str) -> Error {
     use rustix::io::Errno;
     let kernel = kernel();
     let place = if userxattr { " in a user namespace" } else { "" };
     let remedy = match failure.errno {
-        Errno::PERM | Errno::ACCESS if userxattr && Path::new("/sys/fs/selinux/enforce").exists() => {
-            "overlay is not supported for Rootless with SELinux before Linux 5.13".to_owned()
-        }
         Errno::PERM | Errno::ACCESS if userxattr => "needs 5.11".to_owned(),
         Errno::PERM | Errno::ACCESS => "needs CAP_SYS_ADMIN".to_owned(),
         Errno::NODEV => "the kernel has no overlay file system (try `modprobe overlay` as root)".to_owned(),
@@ -206,6 +257,25 @@ fn refusal(failure: &MountFailure, userxattr: bool, backing: &str) -> Error {
 mod tests {
     use super::*;
     use rustix::io::Errno;
+
+    #[test]
+    fn selinux_needs_a_newer_kernel_only_without_root() {
+        let text = refused_by_version(true, true, "5.11.0-27-generic").unwrap();
+        assert_eq!(
+            text,
+            "overlay2: overlay is not supported for Rootless with SELinux, kernel 5.11.0-27-generic; needs 5.13"
+        );
+        assert!(refused_by_version(true, true, "4.18.0-553.el8_10").is_some());
+        for (userxattr, selinux, kernel) in [
+            (true, true, "5.13.0"),
+            (true, true, "6.1"),
+            (true, false, "5.11.0"),
+            (false, true, "5.11.0"),
+            (true, true, "odd"),
+        ] {
+            assert_eq!(refused_by_version(userxattr, selinux, kernel), None);
+        }
+    }
 
     #[test]
     fn refusals_carry_evidence_and_remedy() {

@@ -1,0 +1,113 @@
+//! A directory to try things in: what works on a file system is found out by doing it there.
+//!
+//! It lies beside the drivers' directories and not in one, so that a driver that does not work leaves nothing that looks
+//! like a prior one. A trial holds a lock on its directory; one that was killed has let go of it, and the next trial of
+//! the same driver takes it away. Several processes may try at the same time (a benchmark beside a daemon).
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::mounter;
+use crate::snapshots::{archive_error, make_directory, read_dir, unique_name};
+
+const PREFIX: &str = ".probe-";
+
+/// Where a trial may mount something; taken down with it.
+pub(crate) const MOUNT_POINT: &str = "merged";
+
+/// A directory that is gone when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Trial {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Trial {
+    /// Makes an empty directory on the file system of `data_root`: in it, or above it while there is no data root.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn begin(data_root: &Path, driver: &str) -> Result<Self> {
+        let place = existing(data_root);
+        let prefix = format!("{PREFIX}{driver}-");
+        for path in read_dir(place)? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| name.starts_with(&prefix)) && lock(&path).is_some() {
+                discard(&path)?;
+            }
+        }
+        loop {
+            let path = place.join(format!("{prefix}{}", unique_name()));
+            make_directory(&path, 0o700)?;
+            // Somebody else may have taken the unlocked directory for a left-over.
+            if let Some(lock) = lock(&path) {
+                return Ok(Self { path, _lock: lock });
+            }
+            if path.exists() {
+                let text = format!("{} cannot be locked", path.display());
+                return Err(Error::new(ErrorKind::Io, text));
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if let Err(error) = discard(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove what a trial left");
+        }
+    }
+}
+
+/// The deepest directory on the way to `path` that is there.
+pub(crate) fn existing(path: &Path) -> &Path {
+    path.ancestors()
+        .find(|path| path.is_dir())
+        .unwrap_or(Path::new("/"))
+}
+
+fn lock(path: &Path) -> Option<File> {
+    let file = File::open(path).ok()?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Some(file),
+        Err(_) => None,
+    }
+}
+
+fn discard(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    mounter::detach(&path.join(MOUNT_POINT))?;
+    crate::btrfs::remove_tree(path).map(drop)?;
+    // Only where there were no subvolumes is something left to do.
+    skiff_archive::remove_tree(path).map(drop).map_err(archive_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn what_a_killed_trial_left_is_removed_and_a_living_one_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().join("not/yet");
+        let left = root.path().join(".probe-x-0123");
+        fs::create_dir_all(left.join("merged/deep")).unwrap();
+        let first = Trial::begin(&data, "x").unwrap();
+        assert!(!left.exists() && first.path().starts_with(root.path()));
+        let second = Trial::begin(&data, "x").unwrap();
+        assert!(first.path().is_dir() && first.path() != second.path());
+        fs::write(second.path().join("file"), "x").unwrap();
+        drop((first, second));
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+}
