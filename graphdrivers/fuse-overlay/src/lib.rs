@@ -6,4 +6,8 @@
 //!   program   `skiffd fuse-overlayfs -o … MOUNTPOINT`: options, mounting, life and death
 //! ```
 
+mod adapter;
+mod mount;
+mod options;
 pub mod overlay;
+pub mod program;
