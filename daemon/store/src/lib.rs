@@ -35,6 +35,7 @@
 
 mod blobs;
 mod catalog;
+mod chain;
 mod check;
 mod digest;
 mod durable;
@@ -46,6 +47,7 @@ mod ingest;
 mod layers;
 mod lease;
 mod rw;
+mod unpack;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -57,15 +59,17 @@ use skiff_archive::ApplyOptions;
 use skiff_graphdrivers::{ActiveId, GraphDriver, LayerId};
 
 pub use catalog::{Catalog, Reference, ReferenceKey, Registration, RemovalPlan, Removed, Selector};
+pub use chain::{ChainFailed, ChainLayer};
 pub use digest::{Descriptor, Digest, chain_id, chain_ids};
 pub use error::{Error, ErrorKind, Result};
 pub use follow::{Follower, FollowingReader, StopToken};
 pub use gc::{GcOptions, GcReport};
 pub use image::{Image, Manifest};
 pub use ingest::Ingest;
-pub use layers::{LayerRecord, NewLayer};
+pub use layers::{LayerRecord, Squashed};
 pub use lease::Lease;
 pub use rw::{RwLayer, RwLayers};
+pub use unpack::NewLayer;
 
 use durable::Steps;
 use lease::LeaseSet;
@@ -84,6 +88,8 @@ pub struct Store {
 pub struct StoreOptions {
     /// Handed to the unpacker with each layer.
     pub apply: ApplyOptions,
+    /// How many layers of an image are unpacked at a time, where the driver can.
+    pub parallel_unpacks: usize,
     /// Names the running kernel's boot; [`StoreOptions::default`] asks the kernel.
     pub boot: String,
 }
@@ -94,6 +100,7 @@ impl Default for StoreOptions {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self {
             apply: ApplyOptions::default(),
+            parallel_unpacks: default_parallel_unpacks(),
             boot: boot.trim().to_owned(),
         }
     }
@@ -103,6 +110,7 @@ struct Inner {
     root: PathBuf,
     driver: Arc<dyn GraphDriver>,
     apply: ApplyOptions,
+    parallel_unpacks: usize,
     boot: String,
     steps: Steps,
     catalog: RwLock<Arc<Catalog>>,
@@ -136,7 +144,7 @@ impl Store {
     /// driver for its list; hashes nothing.
     ///
     /// # Errors
-    /// `Conflict` when another process has it open; `Corrupt` when `repositories.json` is damaged (it is never
+    /// `Conflict` when another process has it open, or when a change of driver is half done; `Corrupt` when `repositories.json` is damaged (it is never
     /// replaced silently); `Unsupported` when a newer engine wrote it; `Io`.
     pub fn open(root: &Path, driver: Arc<dyn GraphDriver>) -> Result<Self> {
         Self::open_with(root, driver, StoreOptions::default())
@@ -173,6 +181,7 @@ impl Store {
             root: root.to_owned(),
             driver,
             apply: options.apply,
+            parallel_unpacks: options.parallel_unpacks,
             boot: options.boot,
             steps,
             catalog: RwLock::new(Arc::new(catalog)),
@@ -209,6 +218,11 @@ impl Store {
     fn layer_records(&self) -> PathBuf {
         self.inner.root.join(self.inner.driver.name()).join("layers")
     }
+}
+
+/// As many as there are processors, but each takes memory (a zstd window is 8 MiB) and a place on the disk's queue.
+fn default_parallel_unpacks() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4))
 }
 
 impl Holdings {

@@ -1,9 +1,9 @@
 //! Compression formats of layers: recognised by the first bytes, never by a media type (registries lie about it).
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::{Receiver, Sender};
+use crate::pipeline::Sender;
 
 /// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` needs (128 MiB), and the library's own limit.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
@@ -39,7 +39,7 @@ fn unsupported(name: &str) -> Error {
 }
 
 /// Decodes `input` into `output` until the end, an error, or until nobody reads any more.
-pub(crate) fn decode(format: Format, input: Receiver, output: Sender) {
+pub(crate) fn decode(format: Format, input: impl BufRead, output: Sender) {
     // `Stopped` only says that the other side has gone; it knows why.
     let _ = match format {
         Format::Plain => pump(input, output, "layer"),
@@ -53,7 +53,7 @@ pub(crate) fn decode(format: Format, input: Receiver, output: Sender) {
     };
 }
 
-fn zstd_decoder(input: Receiver) -> io::Result<zstd::stream::read::Decoder<'static, Receiver>> {
+fn zstd_decoder<R: BufRead>(input: R) -> io::Result<zstd::stream::read::Decoder<'static, R>> {
     let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
     decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
     Ok(decoder)

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use crate::WhiteoutFormat;
 use crate::entry::{Entry, Kind, Time};
 use crate::error::{Error, ErrorKind, Result, show};
+use crate::owner::Owners;
 use crate::pipeline::BUFFER_SIZE;
 use crate::walk::{Change, Visitor, changes};
 use crate::writer::{Writer, blank};
@@ -49,12 +50,28 @@ pub struct Diffed {
     pub stream_size: u64,
 }
 
+/// How a layer is written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DiffOptions<'a> {
+    /// Real owners of files that were unpacked with folded ones.
+    pub owners: Option<&'a Owners>,
+}
+
 /// Writes the changes of `tree` as an uncompressed layer. Sockets are left out; a tar stream has no form for them.
 ///
 /// # Errors
 /// `Io` when a file cannot be read, or changes while it is; whatever `out` gives; `NoSpace`.
 pub fn diff(tree: &DiffTree<'_>, out: impl Write) -> Result<Diffed> {
+    diff_with(tree, &DiffOptions::default(), out)
+}
+
+/// As [`diff`], with options.
+///
+/// # Errors
+/// As [`diff`].
+pub fn diff_with(tree: &DiffTree<'_>, options: &DiffOptions<'_>, out: impl Write) -> Result<Diffed> {
     let mut pack = Pack {
+        owners: options.owners,
         writer: Writer::new(out),
         links: HashMap::new(),
         buffer: vec![0; BUFFER_SIZE],
@@ -65,7 +82,8 @@ pub fn diff(tree: &DiffTree<'_>, out: impl Write) -> Result<Diffed> {
     Ok(pack.diffed)
 }
 
-struct Pack<W> {
+struct Pack<'o, W> {
+    owners: Option<&'o Owners>,
     writer: Writer<W>,
     /// First name of each inode that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
@@ -73,7 +91,7 @@ struct Pack<W> {
     diffed: Diffed,
 }
 
-impl<W: Write> Visitor for Pack<W> {
+impl<W: Write> Visitor for Pack<'_, W> {
     fn change(&mut self, change: Change<'_>) -> Result<()> {
         match change {
             Change::Marker { path } => {
@@ -93,7 +111,7 @@ impl<W: Write> Visitor for Pack<W> {
     }
 }
 
-impl<W: Write> Pack<W> {
+impl<W: Write> Pack<'_, W> {
     fn present(&mut self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<()> {
         let failed = |operation: &str, errno| Error::os(format!("{operation} /{}", show(path)), errno);
         let kind = match FileType::from_raw_mode(stat.st_mode) {
@@ -110,6 +128,9 @@ impl<W: Write> Pack<W> {
         };
         self.diffed.entries += 1;
         let mut entry = describe(path, kind, stat);
+        if let Some(owners) = self.owners {
+            (entry.uid, entry.gid) = owners.real(path, stat.st_uid, stat.st_gid);
+        }
         if kind != Kind::Directory && stat.st_nlink > 1 {
             let first = self
                 .links

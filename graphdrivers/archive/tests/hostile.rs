@@ -581,7 +581,10 @@ fn ids_that_the_namespace_lacks_give_dockers_text() {
         whiteouts: WhiteoutFormat::Delete,
     };
     huge.ids = (70_000, 0);
-    let limited = ApplyOptions { max_id: Some(65_536) };
+    let limited = ApplyOptions {
+        max_id: Some(65_536),
+        ..ApplyOptions::default()
+    };
     let bytes = archive(&[huge.clone()]);
     refused(
         apply(&bytes[..], &target, &limited),
