@@ -22,7 +22,7 @@ use skiff_core::images::{Images, ImagesConfig};
 use skiff_network::{BridgeNetworks, NetworkConfig, UplinkChoice, UplinkPrograms};
 use skiff_registry_client::{Client, ClientConfig, Proxies};
 use skiff_runtime::{RuntimeConfig, ShimRuntime};
-use skiff_store::Store;
+use skiff_store::{OversizedIds, Store, StoreOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::Url;
@@ -128,6 +128,7 @@ async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
         config.storage_driver.clone(),
         config.storage_opts.clone(),
     );
+    let squash_oversized_ids = config.squash_oversized_ids;
     let open = move || -> Result<(Store, Storage), String> {
         let options = options
             .iter()
@@ -143,8 +144,12 @@ async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
             driver: selected.driver.name().to_owned(),
             status: selected.driver.status(),
         };
-        let store =
-            Store::open(&data_root.join("image"), selected.driver).map_err(|error| error.to_string())?;
+        let mut store_options = StoreOptions::default();
+        if squash_oversized_ids {
+            store_options.apply.oversized_ids = OversizedIds::Squash;
+        }
+        let store = Store::open_with(&data_root.join("image"), selected.driver, store_options)
+            .map_err(|error| error.to_string())?;
         Ok((store, storage))
     };
     tokio::task::spawn_blocking(open)

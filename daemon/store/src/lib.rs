@@ -69,6 +69,7 @@ pub use ingest::Ingest;
 pub use layers::{LayerRecord, Squashed};
 pub use lease::Lease;
 pub use rw::{RwLayer, RwLayers};
+pub use skiff_archive::OversizedIds;
 pub use unpack::NewLayer;
 
 use durable::Steps;
