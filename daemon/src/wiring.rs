@@ -22,6 +22,7 @@ use skiff_core::images::{Images, ImagesConfig};
 use skiff_network::{BridgeNetworks, NetworkConfig, UplinkChoice, UplinkPrograms};
 use skiff_registry_client::{Client, ClientConfig, Proxies};
 use skiff_runtime::{RuntimeConfig, ShimRuntime};
+use skiff_store::migrate::Journal;
 use skiff_store::{OversizedIds, Store, StoreOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -138,6 +139,16 @@ async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
                     .ok_or_else(|| format!("--storage-opt {option}: expected NAME=VALUE"))
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let image_root = data_root.join("image");
+        // After a change of driver two of them have state until somebody says that the new one is good.
+        let wanted = match Journal::read(&image_root).map_err(|error| error.to_string())? {
+            Some(journal) => journal
+                .driver_for_daemon(wanted.as_deref())
+                .map(str::to_owned)
+                .map(Some),
+            None => Ok(wanted),
+        }
+        .map_err(|error| error.to_string())?;
         let selected = skiff_graphdrivers::select(&data_root, wanted.as_deref(), &options)
             .map_err(|error| format!("error initializing graphdriver: {error}"))?;
         let storage = Storage {
@@ -148,7 +159,7 @@ async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
         if squash_oversized_ids {
             store_options.apply.oversized_ids = OversizedIds::Squash;
         }
-        let store = Store::open_with(&data_root.join("image"), selected.driver, store_options)
+        let store = Store::open_with(&image_root, selected.driver, store_options)
             .map_err(|error| error.to_string())?;
         Ok((store, storage))
     };

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::bench;
+use super::storage;
+use crate::bench;
 
 /// What the command line says.
 #[derive(Debug)]
@@ -33,6 +34,9 @@ pub(super) enum Command {
     /// Measure this machine
     #[command(subcommand, arg_required_else_help = true)]
     Bench(bench::Command),
+    /// Look after images' and containers' files
+    #[command(subcommand, arg_required_else_help = true)]
+    Storage(storage::Command),
 }
 
 /// Which daemon's files; the flags are the daemon's, and so are the defaults.

@@ -3,7 +3,6 @@
 //! ```text
 //! cli.rs        the command tree; which data root, resolved as the daemon resolves it
 //! interrupt.rs  Ctrl-C as a question one can ask
-//! bench.rs      skiffd bench storage
 //! ```
 //!
 //! All of them work on files that belong to ids of the user's id map, so before any thread exists the process moves
@@ -11,6 +10,7 @@
 
 mod bench;
 mod cli;
+mod storage;
 mod interrupt;
 
 use std::ffi::OsString;
@@ -61,6 +61,7 @@ pub(crate) fn run(words: Vec<OsString>, environment: &Environment) -> ExitCode {
     let context = Context { config };
     let code = match command {
         Command::Bench(bench::Command::Storage(arguments)) => bench::storage(&arguments, &context),
+        Command::Storage(command) => storage::run(&command, &context),
     };
     drop(stay);
     code

@@ -12,6 +12,7 @@
 //!    trash/                       removed blobs on their way out
 //!    repositories.json            THE record: which images exist and which names they have      (`catalog`)
 //!    <driver>/layers/<hex>.json   one record a layer unpacked with that driver, named by chain id (`layers`)
+//!    migration.json               a change of driver that is under way                            (`migrate`)
 //!  <data-root>/<driver>/…         the driver's own: layers and active snapshots
 //!
 //!  pull:    blobs ──▶ driver.prepare ─ unpack ─ driver.commit ──▶ layer record ──▶ repositories.json
@@ -27,7 +28,8 @@
 //! * Nothing that has a digest is ever re-serialised.
 //!
 //! The files of another driver are left alone: after a change of driver, [`Store::ensure_layers`] unpacks an image
-//! again from the kept blobs when it is first needed.
+//! again from the kept blobs when it is first needed. Containers' writable layers stay where they are; [`migrate`] moves
+//! them.
 //!
 //! Locks, outermost first: `writer` (catalogue changes, held across the disk write) → `sweeping` (shared by whoever
 //! prepares a snapshot, exclusive for the driver's clean-up) → `holdings` (memory, and removals, which are renames).
@@ -47,6 +49,7 @@ mod ingest;
 mod layers;
 mod lease;
 mod rw;
+pub mod migrate;
 mod unpack;
 
 use std::collections::{HashMap, HashSet};
@@ -161,6 +164,7 @@ impl Store {
 
     fn open_stepping(
         root: &Path,
+        migrate::Journal::admit(root, driver.name())?;
         driver: Arc<dyn GraphDriver>,
         options: StoreOptions,
         steps: Steps,

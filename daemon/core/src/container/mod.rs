@@ -13,6 +13,7 @@ mod launch;
 mod list;
 mod mounts;
 mod names;
+mod offline;
 mod ports;
 mod recover;
 mod registry;
@@ -47,6 +48,7 @@ use state::State;
 use view::Record;
 
 pub use filesystems::StoredFilesystems;
+pub use offline::OfflineRecords;
 pub use ports::{ImageSource, RootFilesystems};
 pub use requests::{
     AttachOptions, Attachment, ContainerSize, CreateRequest, Created, ListOptions, LogOptions, LogStream,
@@ -103,6 +105,23 @@ struct Shared {
     runtime: Arc<dyn Runtime>,
     events: Events,
     janitor: janitor::Bell,
+}
+
+impl Shared {
+    /// A container whose writable layer another storage driver holds is known, but there is nothing to work on.
+    fn require_own_driver(&self, record: &Record) -> Result<()> {
+        let ours = self.filesystems.driver();
+        if record.driver == ours {
+            return Ok(());
+        }
+        let theirs = &record.driver;
+        Err(Error::conflict(format!(
+            "container {} was made with the storage driver {theirs} and its files are there, but this daemon uses {ours}: \
+             start the daemon with --storage-driver {theirs}, or stop it and move everything with \
+             `skiffd storage migrate --to {ours}`",
+            record.name
+        )))
+    }
 }
 
 impl Containers {
@@ -227,9 +246,11 @@ impl Containers {
     /// Starts a container.
     ///
     /// # Errors
-    /// `NotModified` when it runs; `InvalidParameter` for a command that cannot be executed; `Conflict`; `System`.
+    /// `NotModified` when it runs; `InvalidParameter` for a command that cannot be executed; `Conflict`, also when another
+    /// storage driver has its files; `System`.
     pub async fn start(&self, reference: &str) -> Result<()> {
         let handle = self.shared.registry.find(reference)?;
+        self.shared.require_own_driver(&handle.snapshot().record)?;
         command(&handle, reference, Command::Start).await
     }
 
@@ -443,6 +464,7 @@ impl Containers {
     pub async fn size(&self, reference: &str) -> Result<ContainerSize> {
         let view = self.find(reference)?;
         let record = &view.record;
+        self.shared.require_own_driver(record)?;
         let (rw, root_fs) = self
             .shared
             .filesystems
