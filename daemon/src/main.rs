@@ -10,10 +10,12 @@
 //! fuse.rs         fuse-overlayfs, one overlay mount in user space
 //! init.rs         docker-init, process 1 of containers started with --init
 //! tool/           skiffd storage, skiffd bench: commands that do their work and end
+//! bench/          skiffd bench storage: which storage driver is the fastest here
 //! ```
 //!
 //! Later roles (doctor) are variants of [`role::Role`] with a module each.
 
+mod bench;
 mod config;
 mod environment;
 mod fuse;

@@ -55,6 +55,11 @@ impl Interrupt {
         Ok(interrupt)
     }
 
+    /// The same as something to ask that crates below know: true means stop.
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.requested)
+    }
+
     /// Whether to stop.
     pub(crate) fn requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)

@@ -8,14 +8,14 @@
 //! All of them work on files that belong to ids of the user's id map, so before any thread exists the process moves
 //! into the user's namespaces ([`Stay`]): those of the running daemon, or some of its own. As root it stays where it is.
 
-mod bench;
 mod cli;
-mod storage;
 mod interrupt;
+mod storage;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use crate::bench;
 use crate::config::{self, Config};
 use crate::environment::Environment;
 use crate::rootless::enter::Stay;
