@@ -159,12 +159,12 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with(root: &Path, driver: Arc<dyn GraphDriver>, options: StoreOptions) -> Result<Self> {
+        migrate::Journal::admit(root, driver.name())?;
         Self::open_stepping(root, driver, options, Steps::default())
     }
 
     fn open_stepping(
         root: &Path,
-        migrate::Journal::admit(root, driver.name())?;
         driver: Arc<dyn GraphDriver>,
         options: StoreOptions,
         steps: Steps,
