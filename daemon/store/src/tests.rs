@@ -2,7 +2,7 @@
 
 mod crash;
 mod names;
-mod support;
+pub(crate) mod support;
 
 use std::collections::HashSet;
 use std::io::Read;
