@@ -214,7 +214,10 @@ where
             parent: index.checked_sub(1).map(|below| &self.ids[below]),
             diff_id: layer.diff_id,
             blob: blob.ok_or_else(|| {
-                Error::not_found(format!("layer {} is gone, and its blob is not known", self.ids[index]))
+                Error::not_found(format!(
+                    "layer {} is gone, and its blob is not known",
+                    self.ids[index]
+                ))
             })?,
         })
     }
@@ -249,7 +252,9 @@ where
             if state.committing || state.failure.is_some() {
                 return;
             }
-            let Some(ready) = state.ready.remove(&index) else { return };
+            let Some(ready) = state.ready.remove(&index) else {
+                return;
+            };
             state.committing = true;
             drop(state);
             let outcome = self.commit(index, ready);

@@ -170,7 +170,9 @@ impl Store {
         }
         let mut found: Option<Owners> = None;
         for record in chain.iter().rev() {
-            let Some(squashed) = &record.squashed else { continue };
+            let Some(squashed) = &record.squashed else {
+                continue;
+            };
             let path = owners_path(&self.layer_records(), &record.chain_id.to_layer_id()?);
             let failed = |e| Error::io(format!("read {}", path.display()), e);
             let owners = found.get_or_insert_with(|| Owners::new((squashed.uid, squashed.gid)));

@@ -1,6 +1,8 @@
 //! The store as a whole, on a temporary directory with the vfs driver: life of an image, sharing, collection, crashes.
 
+mod chain;
 mod crash;
+mod layered;
 mod names;
 pub(crate) mod support;
 

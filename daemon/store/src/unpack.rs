@@ -203,7 +203,10 @@ impl<'s> Draft<'s> {
     pub(crate) fn commit(mut self, layer: &NewLayer<'_>) -> Result<Arc<LayerRecord>> {
         let store = self.claim.store;
         let Some(applied) = self.applied.take() else {
-            return Err(Error::invalid(format!("layer {} was not unpacked", self.claim.id)));
+            return Err(Error::invalid(format!(
+                "layer {} was not unpacked",
+                self.claim.id
+            )));
         };
         if let Some(parent) = layer.parent {
             if !self.stacked {

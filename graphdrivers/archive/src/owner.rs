@@ -60,7 +60,10 @@ impl Ids {
     /// `id`, if it exists here. The last number means "leave it" to chown(2) and never does.
     fn get(&self, id: u64) -> Option<u32> {
         let id = u32::try_from(id).ok().filter(|id| *id != u32::MAX)?;
-        let known = self.ranges.iter().any(|(first, last)| (*first..=*last).contains(&id));
+        let known = self
+            .ranges
+            .iter()
+            .any(|(first, last)| (*first..=*last).contains(&id));
         known.then_some(id)
     }
 }
@@ -216,7 +219,8 @@ impl Owners {
         let Some(real) = self.real.get(path) else {
             return disk;
         };
-        let restored = |disk: u64, folded: u32, real: u64| if disk == u64::from(folded) { real } else { disk };
+        let restored =
+            |disk: u64, folded: u32, real: u64| if disk == u64::from(folded) { real } else { disk };
         (
             restored(disk.0, self.folded.0, real.0),
             restored(disk.1, self.folded.1, real.1),
@@ -289,7 +293,11 @@ mod tests {
         assert_eq!(owners.real(b"a", 0, 0), (0, 0));
         assert_eq!(owners.real(b"b c\nd", 7, 65_536), (7, 80_000));
         assert_eq!(owners.real(b"x", 65_536, 65_536), (65_536, 65_536));
-        for bad in [&b"something else\n"[..], b"skiff owners 1\n1 2 no end", b"skiff owners 1\nx 2 a\0"] {
+        for bad in [
+            &b"something else\n"[..],
+            b"skiff owners 1\n1 2 no end",
+            b"skiff owners 1\nx 2 a\0",
+        ] {
             assert!(owners.read(bad).is_err(), "{bad:?}");
         }
     }

@@ -135,14 +135,18 @@ mod tests {
                     last_access: stamp(n, 1),
                     last_modification: stamp(-n, 999_999_999),
                 };
-                log.push(place.as_fd(), format!("some/directory-{n}").as_bytes(), &times).unwrap();
+                log.push(place.as_fd(), format!("some/directory-{n}").as_bytes(), &times)
+                    .unwrap();
             }
             assert_eq!(log.file.is_some(), count > 10 && !no_file);
             assert!(no_file || log.buffer.capacity() <= 4 * BUFFERED);
             let mut next = 0;
             log.each(|path, times| {
                 assert_eq!(path, format!("some/directory-{next}").as_bytes());
-                assert_eq!((times.last_access.tv_sec, times.last_modification.tv_sec), (next, -next));
+                assert_eq!(
+                    (times.last_access.tv_sec, times.last_modification.tv_sec),
+                    (next, -next)
+                );
                 assert_eq!(times.last_modification.tv_nsec, 999_999_999);
                 next += 1;
                 Ok(())

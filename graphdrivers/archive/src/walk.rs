@@ -417,7 +417,15 @@ fn is_same(new: &OwnedFd, old: &OwnedFd, name: &[u8], stat: &Stat) -> Result<boo
         return Ok(true);
     }
     let snapshot = stat.st_dev != before.st_dev;
-    let inode = |stat: &Stat| (stat.st_ino, stat.st_ctime, stat.st_ctime_nsec, stat.st_mode, stat.st_size);
+    let inode = |stat: &Stat| {
+        (
+            stat.st_ino,
+            stat.st_ctime,
+            stat.st_ctime_nsec,
+            stat.st_mode,
+            stat.st_size,
+        )
+    };
     if snapshot && inode(stat) == inode(&before) {
         return Ok(true);
     }
@@ -451,9 +459,8 @@ fn same_bytes(new: &OwnedFd, old: &OwnedFd, name: &[u8]) -> Result<bool, Errno> 
     let [ours, theirs] = &mut buffers;
     let mut at = 0;
     loop {
-        let read = |file, buffer: &mut [u8]| {
-            rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *buffer, at))
-        };
+        let read =
+            |file, buffer: &mut [u8]| rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *buffer, at));
         let (n, m) = (read(&new, ours)?, read(&old, theirs)?);
         if n != m || ours[..n] != theirs[..m] {
             return Ok(false);

@@ -116,9 +116,7 @@ impl Whiteouts {
         let mut path_changed = false;
         for name in names(directory.as_fd()).map_err(failed)? {
             if !self.wrote(inode, &name) {
-                path_changed |= remove_all(directory.as_fd(), &name)
-                    .map_err(failed)?
-                    .path_changed;
+                path_changed |= remove_all(directory.as_fd(), &name).map_err(failed)?.path_changed;
                 continue;
             }
             // Written by this layer, but a directory may have been there before and still hold lower files.

@@ -308,7 +308,9 @@ impl Pull<'_> {
                 shared_download: *joined,
             };
         }
-        Error::from(failed.error).context("failed to register layer").into()
+        Error::from(failed.error)
+            .context("failed to register layer")
+            .into()
     }
 
     async fn register(&self, resolved: &Resolved, image: Digest, lease: Arc<Lease>) -> Result<bool> {

@@ -122,14 +122,21 @@ impl TestImage {
     }
 }
 
-fn layer(text: &str) -> TestLayer {
+pub(super) fn layer(text: &str) -> TestLayer {
+    layer_of(|archive| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(1_700_000_000);
+        header.set_cksum();
+        archive.append_data(&mut header, text, text.as_bytes()).unwrap();
+    })
+}
+
+/// A layer with what `fill` puts into it.
+pub(super) fn layer_of(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> TestLayer {
     let mut archive = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_gnu();
-    header.set_size(text.len() as u64);
-    header.set_mode(0o644);
-    header.set_mtime(1_700_000_000);
-    header.set_cksum();
-    archive.append_data(&mut header, text, text.as_bytes()).unwrap();
+    fill(&mut archive);
     let plain = archive.into_inner().unwrap();
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(&plain).unwrap();
