@@ -18,6 +18,8 @@ use skiff_archive::{DiffTree, DiskUsage};
 mod backing;
 mod btrfs;
 mod error;
+mod exercise;
+mod fuse_overlayfs;
 mod layered;
 mod mounter;
 mod overlay2;
@@ -28,7 +30,8 @@ mod vfs;
 
 pub use btrfs::Btrfs;
 pub use error::{Error, ErrorKind, Result};
-pub use mounter::Mounter;
+pub use fuse_overlayfs::FuseOverlayfs;
+pub use mounter::{FuseServer, Mounter};
 pub use overlay2::Overlay2;
 pub use select::{Evidence, Selected, drivers, probe, select};
 pub use vfs::Vfs;

@@ -17,7 +17,8 @@ use crate::btrfs::Btrfs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::overlay2::Overlay2;
 use crate::vfs::Vfs;
-use crate::{GraphDriver, btrfs, overlay2, vfs};
+use crate::fuse_overlayfs::FuseOverlayfs;
+use crate::{GraphDriver, btrfs, fuse_overlayfs, overlay2, vfs};
 
 mod options;
 
@@ -64,7 +65,7 @@ struct Driver {
 }
 
 /// In order of priority.
-const DRIVERS: [Driver; 3] = [
+const DRIVERS: [Driver; 4] = [
     Driver {
         name: overlay2::NAME,
         probe: overlay2::probe,
@@ -76,6 +77,11 @@ const DRIVERS: [Driver; 3] = [
         open: |root, options| Ok(Arc::new(Btrfs::open(root, options)?)),
     },
     Driver {
+        name: fuse_overlayfs::NAME,
+        probe: fuse_overlayfs::probe,
+        open: |root, options| Ok(Arc::new(FuseOverlayfs::open(root, options)?)),
+    },
+    Driver {
         name: vfs::NAME,
         probe: vfs::probe,
         open: |root, options| Ok(Arc::new(Vfs::open(root, options)?)),
@@ -83,7 +89,7 @@ const DRIVERS: [Driver; 3] = [
 ];
 
 /// Names whose directories show that some engine has used this data root. vfs never counts, as with Docker.
-const PRIOR: [&str; 4] = [overlay2::NAME, "fuse-overlayfs", btrfs::NAME, "zfs"];
+const PRIOR: [&str; 4] = [overlay2::NAME, fuse_overlayfs::NAME, btrfs::NAME, "zfs"];
 
 /// Drivers that Docker has removed.
 const REMOVED: [&str; 3] = ["aufs", "devicemapper", "overlay"];

@@ -7,9 +7,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::sched::CloneFlags;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 /// What `/proc/mounts` shows as source.
 const SOURCE: &str = "fuse-overlayfs";
@@ -19,10 +20,10 @@ const DEVICE: &str = "/dev/fuse";
 
 /// Why something could not be mounted, with the evidence.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}: {source}{remedy}")]
+#[error("{what}: {why}{remedy}")]
 pub(crate) struct MountError {
     what: String,
-    source: io::Error,
+    why: String,
     remedy: &'static str,
 }
 
@@ -30,10 +31,25 @@ impl MountError {
     fn new(what: impl Into<String>, source: impl Into<io::Error>, remedy: &'static str) -> Self {
         Self {
             what: what.into(),
-            source: source.into(),
+            why: describe(&source.into()),
             remedy,
         }
     }
+}
+
+/// The name of an error that people look for, else its text.
+fn describe(error: &io::Error) -> String {
+    let name = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::PERM) => "EPERM",
+        Some(Errno::ACCESS) => "EACCES",
+        Some(Errno::NOENT) => "ENOENT",
+        Some(Errno::NODEV) => "ENODEV",
+        Some(Errno::NXIO) => "ENXIO",
+        Some(Errno::INVAL) => "EINVAL",
+        Some(Errno::NOTDIR) => "ENOTDIR",
+        _ => return error.to_string(),
+    };
+    name.to_owned()
 }
 
 /// A mount of ours.
@@ -124,6 +140,30 @@ impl Mounted {
             Ok(()) | Err(Errno::INVAL) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+}
+
+impl Mounted {
+    /// Leaves the mount namespace: moves this process, which has one thread, to a new one that holds nothing but
+    /// `/proc`. What is open stays open.
+    ///
+    /// # Errors
+    /// Without CAP_SYS_ADMIN; on a kernel that refuses one of the steps the process must not go on, because it may hold
+    /// copies of all mounts.
+    pub(crate) fn leave_namespace(&self) -> io::Result<()> {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+        // Nothing of what follows may reach the namespace left behind.
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private)?;
+        // Over the copy of our own mount, whose server does not answer yet: nothing may look inside.
+        rustix::mount::unmount(&self.target, UnmountFlags::DETACH)?;
+        rustix::mount::mount("tmpfs", &self.target, "tmpfs", MountFlags::empty(), None)?;
+        std::env::set_current_dir(&self.target)?;
+        std::fs::create_dir("proc")?;
+        rustix::mount::mount_bind_recursive("/proc", "proc")?;
+        rustix::process::pivot_root(".", ".")?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+        std::env::set_current_dir("/")
     }
 }
 

@@ -8,15 +8,20 @@
 //! Everything that can fail happens before the parent ends, so that its status is the outcome. The mount is never taken
 //! away by its path: when the child is told to end, it detaches exactly what it mounted. Killed, it leaves a mount that
 //! answers ENOTCONN.
+//!
+//! `--leave-namespace` is for a daemon whose mount namespace shall end with the daemon's own processes: a server in it
+//! would keep the namespace, which keeps the mount, which keeps the server. (It then cannot detach anything itself.)
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::thread;
 
+use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
@@ -29,6 +34,8 @@ use crate::overlay::{Config, IdMap, Overlay, XattrNamespace, XattrPermissions};
 
 /// The name by which people and programs know it.
 pub const NAME: &str = "fuse-overlayfs";
+/// The argument that keeps a server from holding its caller's mount namespace.
+pub const LEAVE_NAMESPACE: &str = "--leave-namespace";
 /// The version of the well-known program whose options are understood; engines compare it.
 const COMPATIBLE_VERSION: &str = "1.14";
 
@@ -53,7 +60,15 @@ usage: fuse-overlayfs [options] MOUNTPOINT
 enum Command {
     Help,
     Version,
-    Mount(Box<Options>, PathBuf, bool),
+    Mount(Box<Options>, PathBuf, Manner),
+}
+
+/// How to serve.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Manner {
+    foreground: bool,
+    /// Do not keep the caller's mount namespace alive.
+    leave_namespace: bool,
 }
 
 /// Runs the program; `arguments` without its name. Returns when the mount is gone, in the foreground or the child;
@@ -64,11 +79,11 @@ pub fn run(arguments: &[OsString], version: &str) -> ExitCode {
         Ok(Command::Version) => print(&format!(
             "{NAME}: version {COMPATIBLE_VERSION}\nFUSE kernel interface version 7.41\nskiffd {version}\n"
         )),
-        Ok(Command::Mount(options, target, foreground)) => {
+        Ok(Command::Mount(options, target, manner)) => {
             for warning in &options.warnings {
                 complain(&format!("warning: {warning}"));
             }
-            mount_and_serve(&options, &target, foreground).unwrap_or_else(|text| {
+            mount_and_serve(&options, &target, manner).unwrap_or_else(|text| {
                 complain(&text);
                 ExitCode::FAILURE
             })
@@ -93,13 +108,14 @@ fn complain(text: &str) {
 fn parse(arguments: &[OsString]) -> Result<Command, String> {
     let mut options = Options::default();
     let mut positional = Vec::new();
-    let mut foreground = false;
+    let mut manner = Manner::default();
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         match word.as_bytes() {
             b"-h" | b"--help" => return Ok(Command::Help),
             b"-V" | b"--version" => return Ok(Command::Version),
-            b"-f" => foreground = true,
+            b"-f" => manner.foreground = true,
+            flag if flag == LEAVE_NAMESPACE.as_bytes() => manner.leave_namespace = true,
             b"-d" | b"--debug" => options.debug = true,
             b"-s" => options.single_threaded = true,
             b"-o" => {
@@ -123,12 +139,35 @@ fn parse(arguments: &[OsString]) -> Result<Command, String> {
     };
     let target = target.ok_or("expected one mount point (see --help)")?;
     options.check().map_err(|error| error.to_string())?;
-    let foreground = foreground || options.debug;
-    Ok(Command::Mount(Box::new(options), target, foreground))
+    manner.foreground |= options.debug;
+    Ok(Command::Mount(Box::new(options), target, manner))
 }
 
-fn mount_and_serve(options: &Options, target: &PathBuf, foreground: bool) -> Result<ExitCode, String> {
+fn mount_and_serve(options: &Options, target: &Path, manner: Manner) -> Result<ExitCode, String> {
     raise_descriptor_limit();
+    let (overlay, device, mounted) = mount_overlay(options, target)?;
+    let serve = |greeted: &mut dyn FnMut(&Result<(), String>)| {
+        let left = if manner.leave_namespace {
+            mounted.leave_namespace()
+        } else {
+            Ok(())
+        };
+        let started = left
+            .and_then(|()| detach_when_told(mounted))
+            .and_then(|()| Session::start(device, overlay, settings(options)));
+        serve(started, greeted)
+    };
+    if manner.foreground {
+        return Ok(serve(&mut |outcome| {
+            if let Err(text) = outcome {
+                complain(text);
+            }
+        }));
+    }
+    in_background(serve)
+}
+
+fn mount_overlay(options: &Options, target: &Path) -> Result<(Overlay, File, Mounted), String> {
     let overlay = Overlay::new(config(options)).map_err(|error| error.to_string())?;
     let device = mount::open_device().map_err(|error| error.to_string())?;
     let mut flags = options.flags.unwrap_or(MountFlags::empty());
@@ -138,16 +177,55 @@ fn mount_and_serve(options: &Options, target: &PathBuf, foreground: bool) -> Res
     // Root is asked on behalf of everybody; without this even its own containers' users could not enter.
     let allow_other = options.allow_other || rustix::process::geteuid().is_root();
     let mounted = mount::mount(&device, target, flags, allow_other).map_err(|error| error.to_string())?;
-    let serve =
-        |greeted: &mut dyn FnMut(&Result<(), String>)| serve(options, overlay, device, mounted, greeted);
-    if foreground {
-        return Ok(serve(&mut |outcome| {
-            if let Err(text) = outcome {
-                complain(text);
-            }
-        }));
-    }
-    in_background(serve)
+    Ok((overlay, device, mounted))
+}
+
+/// Whether `-o` would take these options.
+///
+/// # Errors
+/// A sentence that names the first one it would not.
+pub fn check_options(options: &str) -> Result<(), String> {
+    Options::default()
+        .add(OsStr::new(options))
+        .map_err(|error| error.to_string())
+}
+
+/// Mounts on `target` what the argument of `-o` describes, and serves it on threads of this process until the mount is
+/// gone. For programs that do their work and end: the mount does not outlive them.
+///
+/// # Errors
+/// A sentence with the evidence.
+pub fn serve_here(options: &OsStr, target: &Path) -> Result<(), String> {
+    let mut parsed = Options::default();
+    parsed.add(options).map_err(|error| error.to_string())?;
+    parsed.check().map_err(|error| error.to_string())?;
+    let target = target.to_owned();
+    let (greeted, greeting) = mpsc::channel();
+    let work = move || {
+        // The overlay wants a umask of its own; the rest of the process keeps its.
+        let started = nix::sched::unshare(CloneFlags::CLONE_FS)
+            .map_err(|errno| format!("unshare(CLONE_FS): {errno}"))
+            .and_then(|()| mount_overlay(&parsed, &target))
+            .and_then(|(overlay, device, _)| {
+                Session::start(device, overlay, settings(&parsed)).map_err(|error| error.to_string())
+            });
+        let outcome = started.and_then(|session| {
+            // Who asked waits for this very message.
+            let _ = greeted.send(Ok(()));
+            session.run().map_err(|error| error.to_string())
+        });
+        if let Err(text) = outcome {
+            tracing::error!(target = %target.display(), "FUSE overlay: {text}");
+            let _ = greeted.send(Err(text));
+        }
+    };
+    thread::Builder::new()
+        .name("fuse-overlay".to_owned())
+        .spawn(work)
+        .map_err(|error| format!("start a thread: {error}"))?;
+    greeting
+        .recv()
+        .unwrap_or_else(|_| Err("the serving thread died".to_owned()))
 }
 
 /// Forks; the parent learns whether the kernel was greeted, the child serves.
@@ -198,38 +276,32 @@ fn leave_caller() -> io::Result<()> {
 }
 
 /// Serves until the mount is gone.
-fn serve(
-    options: &Options,
-    overlay: Overlay,
-    device: File,
-    mounted: Mounted,
-    greeted: &mut dyn FnMut(&Result<(), String>),
-) -> ExitCode {
+fn serve(started: io::Result<Session>, greeted: &mut dyn FnMut(&Result<(), String>)) -> ExitCode {
     // Shown by ps; the program's file is called otherwise.
     let _ = nix::sys::prctl::set_name(c"fuse-overlayfs");
-    let settings = Settings {
-        no_fsync: options.no_fsync || options.is_volatile,
-        single_threaded: options.single_threaded,
-        debug: options.debug,
-    };
-    let started = detach_when_told(mounted).and_then(|()| Session::start(device, overlay, settings));
     let session = match started {
-        Ok(session) => {
-            greeted(&Ok(()));
-            session
-        }
+        Ok(session) => session,
         Err(error) => {
             // Without its device the mount answers ENOTCONN; its maker is told and takes it away.
             greeted(&Err(error.to_string()));
             return ExitCode::FAILURE;
         }
     };
+    greeted(&Ok(()));
     match session.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error.to_string());
             ExitCode::FAILURE
         }
+    }
+}
+
+fn settings(options: &Options) -> Settings {
+    Settings {
+        no_fsync: options.no_fsync || options.is_volatile,
+        single_threaded: options.single_threaded,
+        debug: options.debug,
     }
 }
 
@@ -305,17 +377,17 @@ mod tests {
     fn command_lines() {
         assert_eq!(parse(&words("--version")), Ok(Command::Version));
         assert_eq!(parse(&words("-o lowerdir=a --help")), Ok(Command::Help));
-        let Ok(Command::Mount(options, target, foreground)) =
+        let Ok(Command::Mount(options, target, manner)) =
             parse(&words("-f -olowerdir=a:b -o upperdir=u -o workdir=w /m"))
         else {
             panic!("refused");
         };
-        assert!(foreground && target == PathBuf::from("/m"));
+        assert!(manner.foreground && !manner.leave_namespace && target == PathBuf::from("/m"));
         assert_eq!(options.lower.len(), 2);
         // As mount(8) calls it.
         assert!(matches!(
             parse(&words("source /m -o rw,lowerdir=a")),
-            Ok(Command::Mount(_, target, false)) if target == PathBuf::from("/m")
+            Ok(Command::Mount(_, target, manner)) if !manner.foreground && target == PathBuf::from("/m")
         ));
         for bad in ["", "-o lowerdir=a", "/m", "-o", "-x /m", "-o lowerdir=a a b c"] {
             assert!(parse(&words(bad)).is_err(), "{bad}");

@@ -2,17 +2,16 @@
 //! depends on the kernel, its patches, the file system below, and the security modules.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::NAME;
 use crate::OverlayMount;
 use crate::backing::{self, kernel};
 use crate::error::{Error, ErrorKind, Result};
+use crate::exercise::Exercise;
 use crate::mounter::{self, MountFailure};
 use crate::select::Evidence;
-use crate::snapshots::make_directory;
-use crate::trial::{MOUNT_POINT, Trial};
+use crate::trial::Trial;
 
 /// How it works.
 #[derive(Debug)]
@@ -77,20 +76,15 @@ fn selinux() -> bool {
 
 fn attempt(place: &Path, userxattr: bool, extra: &[String]) -> Result<Works> {
     let options = fixed_options(userxattr);
-    for name in ["lower/hidden", "lower2", "upper", "work", MOUNT_POINT] {
-        make_directory(&place.join(name), 0o755)?;
-    }
-    write(&place.join("lower/deleted"))?;
-    write(&place.join("lower2/below"))?;
-    write(&place.join("lower/hidden/file"))?;
+    let exercise = Exercise::lay_out(NAME, place)?;
     let mut overlay = OverlayMount {
-        lower: vec![place.join("lower"), place.join("lower2")],
-        upper: Some((place.join("upper"), place.join("work"))),
+        lower: exercise.lower(),
+        upper: Some(exercise.upper()),
         userxattr,
         options: [&options[..], &["volatile".to_owned()]].concat(),
     };
     let backing = backing::name(place);
-    let merged = place.join(MOUNT_POINT);
+    let merged = exercise.mount_point();
     // Not only to know whether it works: unmounting without it would sync the whole file system below.
     let volatile = mounter::mount_overlay(&overlay, &merged).is_ok();
     if !volatile {
@@ -98,24 +92,14 @@ fn attempt(place: &Path, userxattr: bool, extra: &[String]) -> Result<Works> {
         mounter::mount_overlay(&overlay, &merged)
             .map_err(|failure| refusal(&failure, userxattr, &backing))?;
     }
-    exercise(place, &merged)?;
+    exercise.run()?;
     mounter::detach(&merged)?;
     let attribute = if userxattr {
         "user.overlay.opaque"
     } else {
         "trusted.overlay.opaque"
     };
-    check(
-        is_whiteout(&place.join("upper/deleted")),
-        &backing,
-        "a deletion leaves no whiteout",
-    )?;
-    let opaque = xattr::get(place.join("upper/hidden"), attribute).ok().flatten();
-    check(
-        opaque.as_deref() == Some(b"y"),
-        &backing,
-        "a replaced directory is not marked opaque",
-    )?;
+    exercise.check_upper(attribute)?;
     try_extra(&overlay, extra, &merged)?;
     Ok(Works {
         userxattr,
@@ -151,39 +135,6 @@ fn try_extra(overlay: &OverlayMount, extra: &[String], merged: &Path) -> Result<
     mounter::detach(merged)
 }
 
-/// Reads and changes the mount in the ways containers do.
-fn exercise(place: &Path, merged: &Path) -> Result<()> {
-    // What a mount cannot do although it could be made (no attributes on ramfs, for one) is a reason to refuse it; a
-    // full disk is not.
-    let step = |what: &str, error: std::io::Error| match Error::io("overlay2: trial mount", error) {
-        error if error.kind() == ErrorKind::NoSpace => error,
-        error => {
-            let text = format!(
-                "overlay2: cannot {what} in a mount on {}, kernel {}",
-                backing::name(place),
-                kernel()
-            );
-            Error::new(ErrorKind::Unsupported, text).caused_by(error)
-        }
-    };
-    fs::read(merged.join("below")).map_err(|e| step("read", e))?;
-    fs::remove_file(merged.join("deleted")).map_err(|e| step("delete", e))?;
-    fs::remove_file(merged.join("hidden/file")).map_err(|e| step("delete", e))?;
-    fs::remove_dir(merged.join("hidden")).map_err(|e| step("rmdir", e))?;
-    fs::create_dir(merged.join("hidden")).map_err(|e| step("mkdir", e))?;
-    // Without file types in directory entries (XFS made with ftype=0) overlayfs shows whiteouts as files.
-    let names: Vec<_> = fs::read_dir(merged)
-        .map_err(|e| step("readdir", e))?
-        .filter_map(|e| Some(e.ok()?.file_name()))
-        .collect();
-    if names.iter().any(|name| name == "deleted") {
-        let text = "overlay2: the backing filesystem has no d_type support: deleted files stay visible. \
-                    Reformat it with ftype=1 to enable it";
-        return Err(Error::new(ErrorKind::Unsupported, text));
-    }
-    Ok(())
-}
-
 /// Options that keep an upper directory a whole difference, as far as this kernel knows them.
 fn fixed_options(userxattr: bool) -> Vec<String> {
     let mut options = Vec::new();
@@ -200,24 +151,6 @@ fn fixed_options(userxattr: bool) -> Vec<String> {
         }
     }
     options
-}
-
-fn write(path: &Path) -> Result<()> {
-    fs::write(path, b"x").map_err(|error| Error::io(format!("write {}", path.display()), error))
-}
-
-fn is_whiteout(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_char_device() && m.rdev() == 0)
-}
-
-fn check(holds: bool, backing: &str, what: &str) -> Result<()> {
-    if holds {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("overlay2: {what} on {backing}, kernel {}", kernel()),
-    ))
 }
 
 /// The sentence that says why not, with the evidence and the remedy.
