@@ -2,40 +2,39 @@
 
 use std::io::{self, BufRead, Read};
 
-use crate::error::{Error, ErrorKind, Result};
+use lzma_rust2::XzReader;
+
+use crate::error::{Error, Result};
 use crate::pipeline::Sender;
 
 /// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` needs (128 MiB), and the library's own limit.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
-/// A compression format.
+/// Most memory for an xz decoder, in KiB: what `xz -9` needs (a dictionary of 64 MiB) and some more.
+const XZ_MEMORY_KIB: u32 = 80 * 1024;
+
+/// A compression format. Docker reads the last two wherever it reads layers, so they are read here; they are never written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Plain,
     Gzip,
     Zstd,
+    Bzip2,
+    Xz,
 }
 
 impl Format {
     /// Recognises the format of a stream that begins with `head`.
-    pub(crate) fn detect(head: &[u8]) -> Result<Self> {
+    pub(crate) fn detect(head: &[u8]) -> Self {
         // zstd frames may be preceded by skippable frames, 0x184D2A50 to 0x184D2A5F little-endian (RFC 8878 §3.1.2).
         match head {
-            [0x1f, 0x8b, 0x08, ..] => Ok(Self::Gzip),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Self::Zstd),
-            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Self::Zstd),
-            [b'B', b'Z', b'h', ..] => Err(unsupported("bzip2")),
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Err(unsupported("xz")),
-            _ => Ok(Self::Plain),
+            [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [b'B', b'Z', b'h', ..] => Self::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
+            _ => Self::Plain,
         }
     }
-}
-
-fn unsupported(name: &str) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!("layers compressed with {name} are not supported"),
-    )
 }
 
 /// Decodes `input` into `output` until the end, an error, or until nobody reads any more.
@@ -50,6 +49,8 @@ pub(crate) fn decode(format: Format, input: impl BufRead, output: Sender) {
                 output.pump(move |_| Err(corrupt("zstd", io::Error::new(error.kind(), error.to_string()))))
             }
         },
+        Format::Bzip2 => pump(bzip2::bufread::MultiBzDecoder::new(input), output, "bzip2"),
+        Format::Xz => pump(XzReader::new_mem_limit(input, true, XZ_MEMORY_KIB), output, "xz"),
     };
 }
 

@@ -3,7 +3,7 @@
 //! The stream is canonical (order of `walk`, ustar with PAX records only where needed, no user names), so the same
 //! tree gives the same bytes, and `diff → apply → diff` is the identity.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -55,6 +55,8 @@ pub struct Diffed {
 pub struct DiffOptions<'a> {
     /// Real owners of files that were unpacked with folded ones.
     pub owners: Option<&'a Owners>,
+    /// Names that are left out, without a leading slash.
+    pub without: Option<&'a BTreeSet<Vec<u8>>>,
 }
 
 /// Writes the changes of `tree` as an uncompressed layer. Sockets are left out; a tar stream has no form for them.
@@ -72,6 +74,7 @@ pub fn diff(tree: &DiffTree<'_>, out: impl Write) -> Result<Diffed> {
 pub fn diff_with(tree: &DiffTree<'_>, options: &DiffOptions<'_>, out: impl Write) -> Result<Diffed> {
     let mut pack = Pack {
         owners: options.owners,
+        without: options.without,
         writer: Writer::new(out),
         links: HashMap::new(),
         buffer: vec![0; BUFFER_SIZE],
@@ -84,6 +87,7 @@ pub fn diff_with(tree: &DiffTree<'_>, options: &DiffOptions<'_>, out: impl Write
 
 struct Pack<'o, W> {
     owners: Option<&'o Owners>,
+    without: Option<&'o BTreeSet<Vec<u8>>>,
     writer: Writer<W>,
     /// First name of each inode that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
@@ -113,6 +117,9 @@ impl<W: Write> Visitor for Pack<'_, W> {
 
 impl<W: Write> Pack<'_, W> {
     fn present(&mut self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<()> {
+        if self.without.is_some_and(|without| without.contains(path)) {
+            return Ok(());
+        }
         let failed = |operation: &str, errno| Error::os(format!("{operation} /{}", show(path)), errno);
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Kind::Regular,

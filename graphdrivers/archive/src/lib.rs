@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use std::thread;
 
 mod adopt;
+mod bundle;
+mod changes;
 mod copy;
 mod decode;
 mod differ;
@@ -38,6 +40,8 @@ mod writer;
 mod xattrs;
 
 pub use adopt::{ImpliedDirectories, adopt_directories};
+pub use bundle::{BundleWriter, Member, MemberKind, Peeked, media_type_suffix, read_bundle};
+pub use changes::{ChangeKind, LowerLayers, PathChange, changed_paths, placeholders};
 pub use copy::{Copied, copy_root_metadata, copy_tree};
 pub use differ::{DiffOptions, DiffTree, Diffed, diff, diff_with};
 pub use error::{Error, ErrorKind, Result};
@@ -147,7 +151,7 @@ pub fn apply_recording(
     let unpacker = Unpacker::new(target, options, sink)?;
     let folded = unpacker.folded();
     let mut source = Source::new(source, !options.source_verified);
-    let format = Format::detect(source.head()?)?;
+    let format = Format::detect(source.head()?);
     if format == Format::Plain {
         // The blob's digest is the diff id.
         source.hash();

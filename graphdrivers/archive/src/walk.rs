@@ -411,7 +411,7 @@ fn items(new: &OwnedFd, old: Option<&Rc<OwnedFd>>, path: &[u8]) -> Result<Vec<It
 /// Trees on different devices are subvolumes, one a snapshot of the other: there a file that was never touched keeps its
 /// inode number and the time of its inode's change, which nobody can set, so that most are told by one stat(2). The few
 /// others are read when size and time are equal: a package manager sets times as it likes.
-fn is_same(new: &OwnedFd, old: &OwnedFd, name: &[u8], stat: &Stat) -> Result<bool, Errno> {
+pub(crate) fn is_same(new: &OwnedFd, old: &OwnedFd, name: &[u8], stat: &Stat) -> Result<bool, Errno> {
     let before = stat_at(old, name)?;
     if (stat.st_dev, stat.st_ino) == (before.st_dev, before.st_ino) {
         return Ok(true);

@@ -750,8 +750,8 @@ fn damaged_streams_are_errors() {
         let tail = [&plain[..], b"garbage"].concat();
         let applied = scene.apply_bytes(&tail).unwrap();
         assert_eq!(applied.blob_size, tail.len() as u64);
-        refused(scene.apply_bytes(b"BZh91AY&SY"), ErrorKind::Unsupported, "bzip2");
-        refused(scene.apply_bytes(b"\xfd7zXZ\0\0"), ErrorKind::Unsupported, "xz");
+        refused(scene.apply_bytes(b"BZh91AY&SY"), ErrorKind::Corrupt, "bzip2");
+        refused(scene.apply_bytes(b"\xfd7zXZ\0\0"), ErrorKind::Corrupt, "xz");
         refused(
             scene.apply_bytes(&[b'#'; 2000]),
             ErrorKind::Corrupt,
