@@ -35,11 +35,20 @@ pub struct RwLayers {
 impl RwLayers {
     /// The writable layers of a store. What must be mounted is mounted where the driver says, else below `mount_root`.
     pub fn new(store: Store, mount_root: PathBuf) -> Self {
+        Self::with_mounter(store, mount_root, Mounter::new())
+    }
+
+    /// The same with a mounter that the caller has set up.
+    pub fn with_mounter(store: Store, mount_root: PathBuf, mounter: Mounter) -> Self {
         Self {
             store,
-            mounter: Arc::new(Mounter::new()),
+            mounter: Arc::new(mounter),
             mount_root,
         }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Makes a container's writable layer on top of an image's. A layer that is not unpacked for this driver (it was

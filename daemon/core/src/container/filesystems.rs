@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use skiff_graphdrivers::LayerId;
+use skiff_graphdrivers::{LayerId, Mounter};
 use skiff_store::{GcOptions, RwLayers, Store};
 
 use super::RootFilesystems;
@@ -23,9 +23,9 @@ pub struct StoredFilesystems {
 }
 
 impl StoredFilesystems {
-    /// Writable layers in `store`, mounted below `mount_root` where the driver needs mounts.
-    pub fn new(store: Store, mount_root: PathBuf) -> Self {
-        let layers = RwLayers::new(store.clone(), mount_root);
+    /// Writable layers in `store`, mounted by `mounter` below `mount_root` where the driver needs mounts.
+    pub fn new(store: Store, mount_root: PathBuf, mounter: Mounter) -> Self {
+        let layers = RwLayers::with_mounter(store.clone(), mount_root, mounter);
         Self { store, layers }
     }
 
