@@ -35,6 +35,7 @@
 //! prepares a snapshot, exclusive for the driver's clean-up) → `holdings` (memory, and removals, which are renames).
 //! Readers of images and names take none of them for longer than it takes to copy an `Arc`.
 
+mod added;
 mod blobs;
 mod catalog;
 mod chain;
@@ -48,8 +49,10 @@ mod image;
 mod ingest;
 mod layers;
 mod lease;
-mod rw;
 pub mod migrate;
+mod rw;
+mod rw_diff;
+mod staging;
 mod unpack;
 
 use std::collections::{HashMap, HashSet};
@@ -61,6 +64,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use skiff_archive::ApplyOptions;
 use skiff_graphdrivers::{ActiveId, GraphDriver, LayerId};
 
+pub use added::{AddedLayer, OCI_LAYER};
 pub use catalog::{Catalog, Reference, ReferenceKey, Registration, RemovalPlan, Removed, Selector};
 pub use chain::{ChainFailed, ChainLayer};
 pub use digest::{Descriptor, Digest, chain_id, chain_ids};
@@ -73,6 +77,7 @@ pub use layers::{LayerRecord, Squashed};
 pub use lease::Lease;
 pub use rw::{RwLayer, RwLayers};
 pub use skiff_archive::OversizedIds;
+pub use staging::Staging;
 pub use unpack::NewLayer;
 
 use durable::Steps;
@@ -180,6 +185,7 @@ impl Store {
         }
         let lock = durable::lock(&root.join("lock"))?;
         write_layout_marker(root)?;
+        staging::sweep(root)?;
         let catalog = catalog::load(root)?;
         let layers = layers::load(&layer_records, driver.as_ref(), &options.boot)?;
         let inner = Inner {

@@ -97,7 +97,7 @@ impl Store {
         }
     }
 
-    fn prepare_for_unpack(&self, active: &ActiveId, parent: Option<&LayerId>) -> Result<()> {
+    pub(crate) fn prepare_for_unpack(&self, active: &ActiveId, parent: Option<&LayerId>) -> Result<()> {
         match self.prepare(active, parent) {
             // Left by a daemon that was killed: we hold the claim and the store's lock, so nobody works on it.
             Err(error) if error.kind() == ErrorKind::Conflict => {
@@ -119,7 +119,7 @@ impl Store {
         Ok(())
     }
 
-    fn remove_active(&self, active: &ActiveId) {
+    pub(crate) fn remove_active(&self, active: &ActiveId) {
         match self.inner.driver.remove(SnapshotRef::Active(active)) {
             Ok(()) => {}
             Err(error) if error.kind() == DriverErrorKind::NotFound => {}
@@ -275,7 +275,12 @@ impl Drop for Draft<'_> {
 }
 
 impl Store {
-    fn record(&self, id: &LayerId, layer: &NewLayer<'_>, applied: &Applied) -> Result<Arc<LayerRecord>> {
+    pub(crate) fn record(
+        &self,
+        id: &LayerId,
+        layer: &NewLayer<'_>,
+        applied: &Applied,
+    ) -> Result<Arc<LayerRecord>> {
         let squashed = (applied.squashed > 0).then(|| Squashed {
             files: applied.squashed,
             uid: applied.folded.0,
@@ -311,13 +316,13 @@ impl Store {
 }
 
 /// A table of real owners that is made when it is first needed.
-struct OwnersFile {
-    path: PathBuf,
-    table: Option<OwnerTable<BufWriter<File>>>,
+pub(crate) struct OwnersFile {
+    pub(crate) path: PathBuf,
+    pub(crate) table: Option<OwnerTable<BufWriter<File>>>,
 }
 
 impl OwnersFile {
-    fn push(&mut self, owner: SquashedOwner<'_>) -> io::Result<()> {
+    pub(crate) fn push(&mut self, owner: SquashedOwner<'_>) -> io::Result<()> {
         let table = match &mut self.table {
             Some(table) => table,
             none => none.insert(OwnerTable::new(BufWriter::new(File::create(&self.path)?))),
@@ -325,7 +330,7 @@ impl OwnersFile {
         table.push(owner)
     }
 
-    fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         let finished = self.table.map(OwnerTable::finish).transpose();
         finished
             .map(drop)
