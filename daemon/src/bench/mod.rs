@@ -20,7 +20,8 @@ use skiff_storage_bench::{ErrorKind, Options, Report, Scratch, Size, run, svg, t
 use skiff_sys::ns::{self, Kind};
 
 use crate::tool::{Context, FAILED, Interrupt};
-use crate::{complain, locks};
+use crate::config::LogLevel;
+use crate::{complain, locks, logging};
 use progress::Display;
 
 /// What can be measured.
@@ -96,6 +97,10 @@ impl From<skiff_storage_bench::Error> for Failure {
 }
 
 fn measure(arguments: &Storage, context: &Context) -> Result<Report, Failure> {
+    if !context.config.debug {
+        // Drivers warn of what they are bad at; here that is a line of the table.
+        logging::set_level(LogLevel::Error);
+    }
     if let Some(path) = &arguments.svg {
         can_write(path)?;
     }

@@ -1,9 +1,10 @@
 //! One sentence: which driver to use here, and by how much.
 //!
 //! Each driver's score is the geometric mean of its ratios to the fastest, weighted by how often people wait for that kind
-//! of work (the weights are in [`WORKLOADS`](crate::WORKLOADS), the reasons in `docs/benchmarks.md`). The best score wins. The sentence
-//! compares it with the second best where the difference is largest, counted by weight: "use overlay2: 4.1× as fast
-//! as fuse-overlayfs with small files here".
+//! of work (the weights are in [`WORKLOADS`](crate::WORKLOADS), the reasons in `docs/benchmarks.md`); a ratio beyond
+//! [`HOPELESS`] counts as that, or the one line in which a copy is not needed at all would decide everything. The best
+//! score wins. The sentence compares it with the second best where the difference weighs most: "use overlay2: 4.1× as
+//! fast as fuse-overlayfs with small files here".
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,9 @@ use crate::workload::Group;
 
 /// Scores closer than this are called equal: less is within what two runs differ by.
 const EQUAL: f64 = 1.05;
+
+/// Slower than this is all the same.
+pub(crate) const HOPELESS: f64 = 20.0;
 
 /// A group in which the winner is further behind than this is mentioned.
 const WORTH_SAYING: f64 = 0.8;
@@ -98,7 +102,7 @@ struct Lead {
 
 impl Lead {
     fn gain(&self) -> f64 {
-        self.factor.ln() * self.weight
+        self.factor.clamp(1.0 / HOPELESS, HOPELESS).ln() * self.weight
     }
 }
 

@@ -12,8 +12,7 @@
 //!
 //! Called by the `bench` role of the program (inside the user's namespaces, in a mount namespace of its own) and by
 //! `benches/drivers.rs`. Everything goes through [`GraphDriver`](skiff_graphdrivers::GraphDriver), the
-//! [`Mounter`](skiff_graphdrivers::Mounter) and `skiff-archive`, as in the engine; no driver is known by name here,
-//! except for the order in which they are shown.
+//! [`Mounter`](skiff_graphdrivers::Mounter) and `skiff-archive`, as in the engine; no driver is known by name here.
 //!
 //! Invariants: nothing outside the scratch directory is touched; the timed part of a workload does what the engine does and
 //! nothing else; what is written is synced between measurements, outside the clock.
@@ -36,7 +35,7 @@ mod workload;
 pub use cold::COLD;
 pub use error::{Error, ErrorKind, Result};
 pub use report::Report;
-pub use runner::{DRIVERS, Options, Progress, run};
+pub use runner::{Options, Progress, run};
 pub use scratch::{RESULT, Scratch};
 pub use size::Size;
 pub use subject::Subject;

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::advice::{Advice, advise};
+use crate::advice::{Advice, HOPELESS, advise};
 use crate::error::{Error, ErrorKind, Result};
 use crate::size::Size;
 use crate::stats::{Summary, weighted_geometric_mean};
@@ -61,7 +61,7 @@ pub struct DriverResult {
     /// Why it was not measured; absent when it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
-    /// Weighted geometric mean of its ratios to the fastest, 1 is best; absent without figures, or when it failed at a
+    /// Weighted geometric mean of its ratios to the fastest, 1 is best, ratios beyond 20 counted as 20; absent without figures, or when it failed at a
     /// workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
@@ -102,6 +102,15 @@ pub struct Figures {
     pub error: Option<String>,
 }
 
+impl DriverResult {
+    /// "not measured: NAME: why", for one that was refused.
+    pub(crate) fn not_measured(&self) -> Option<String> {
+        let why = self.refused.as_ref()?;
+        let prefix = format!("{}: ", self.name);
+        Some(format!("not measured: {prefix}{}", why.strip_prefix(&prefix).unwrap_or(why)))
+    }
+}
+
 impl Report {
     /// Fills in what follows from the samples: summaries, ratios, scores, advice.
     pub(crate) fn evaluate(&mut self) {
@@ -116,7 +125,7 @@ impl Report {
                 .collect();
             let complete = !cells.is_empty() && cells.iter().all(|(cell, _)| cell.ratio.is_some() && cell.error.is_none());
             driver.score = if complete {
-                weighted_geometric_mean(cells.iter().filter_map(|(cell, weight)| Some((cell.ratio?, *weight))))
+                weighted_geometric_mean(cells.iter().filter_map(|(cell, weight)| Some((cell.ratio?.min(HOPELESS), *weight))))
             } else {
                 None
             };

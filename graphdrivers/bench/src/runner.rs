@@ -17,9 +17,6 @@ use crate::subject::Subject;
 use crate::workload::{Unit, WORKLOADS, Workload, bytes};
 use crate::{COLD, disk};
 
-/// The drivers there are, in the engine's order of preference; of two that are equally fast the first is recommended.
-pub const DRIVERS: [&str; 4] = ["overlay2", "btrfs", "fuse-overlayfs", "vfs"];
-
 /// What to measure.
 #[derive(Debug)]
 pub struct Options {
@@ -106,8 +103,9 @@ type Opened = (Vec<Arc<dyn GraphDriver>>, Vec<DriverResult>);
 
 /// Tries the drivers, as the engine does at its start.
 fn open(options: &Options, scratch: &Scratch) -> Result<Opened> {
+    // In the engine's order of preference: of two that are equally fast the first is recommended.
     let all: Vec<String> = match options.drivers.is_empty() {
-        true => DRIVERS.map(str::to_owned).to_vec(),
+        true => skiff_graphdrivers::drivers().map(str::to_owned).collect(),
         false => options.drivers.clone(),
     };
     let (mut drivers, mut results) = (Vec::new(), Vec::new());
@@ -121,7 +119,11 @@ fn open(options: &Options, scratch: &Scratch) -> Result<Opened> {
             Err(error) if error.kind() == skiff_graphdrivers::ErrorKind::InvalidArgument => {
                 return Err(Error::new(ErrorKind::InvalidArgument, error.to_string()));
             }
-            Err(error) => Some(error.to_string()),
+            // It is the data root that people know, and its file system that decides.
+            Err(error) => {
+                let place = scratch.path();
+                Some(error.to_string().replace(&*place.to_string_lossy(), &options.data_root))
+            }
         };
         results.push(DriverResult { name, refused, score: None });
     }

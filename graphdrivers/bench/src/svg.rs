@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 
 use crate::advice::times;
-use crate::report::{Report, WorkloadResult};
+use crate::report::{DriverResult, Report, WorkloadResult};
 use crate::table;
 
 const WIDTH: f64 = 960.0;
@@ -34,11 +34,7 @@ pub fn render(report: &Report) -> String {
     let rows = names.len().max(1) as f64;
     let group = rows * ROW + GAP;
     let bottom = TOP + group * report.workloads.len() as f64;
-    let refused: Vec<String> = report
-        .drivers
-        .iter()
-        .filter_map(|driver| Some(format!("not measured: {}: {}", driver.name, driver.refused.as_ref()?)))
-        .collect();
+    let refused: Vec<String> = report.drivers.iter().filter_map(DriverResult::not_measured).collect();
     let height = bottom + 70.0 + 18.0 * refused.len() as f64;
     let axis = Axis::for_report(report);
 
@@ -63,15 +59,14 @@ fn head(svg: &mut Svg, report: &Report) {
     let day = report.measured_at.split('T').next().unwrap_or_default();
     svg.text(20.0, 32.0, "title", "Storage drivers: times the fastest");
     let place = format!(
-        "{} · {} · Linux {} · {} processors{} · {} rounds, {} sizes · {} · {day}",
-        machine.data_root,
+        "{} · {} · Linux {} · {} processors{} · {} rounds, {} sizes · {day}",
+        shortened(&machine.data_root, 50),
         machine.file_system,
         machine.kernel,
         machine.cpus,
         if machine.user_namespace { " · user namespace" } else { "" },
         report.rounds,
         report.size.name,
-        report.program,
     );
     svg.text(20.0, 52.0, "note", &shortened(&place, 150));
     svg.text(20.0, 74.0, "advice", &shortened(&report.advice.sentence, 130));
@@ -98,8 +93,8 @@ fn lines(svg: &mut Svg, workload: &WorkloadResult, names: &[&str], top: f64, axi
         };
         let scale = ratio / summary.median;
         let (from, to) = (axis.x(summary.min * scale), axis.x(summary.max * scale));
-        svg.line((LEFT, y), (axis.x(ratio), y), colour(n), 1.0, 0.55);
-        svg.line((from, y), (to, y), colour(n), 6.0, 0.35);
+        svg.line((LEFT, y), (axis.x(ratio), y), colour(n), 1.0, 0.6);
+        svg.line((from, y), (to, y), colour(n), 6.0, 0.45);
         svg.dot(axis.x(ratio), y, colour(n));
         let class = if ratio < 1.005 { "best" } else { "" };
         let label = format!("{}  {}", table::value(summary.median, workload.unit), times(ratio));

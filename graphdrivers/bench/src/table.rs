@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::advice::times;
-use crate::report::{Figures, Report};
+use crate::report::{DriverResult, Figures, Report};
 use crate::workload::{Unit, bytes};
 
 /// Samples that lie further apart than this share of their median are marked.
@@ -54,10 +54,8 @@ pub fn render(report: &Report, bold: (&str, &str), dim: (&str, &str)) -> String 
     for error in errors {
         note(&format!("✗ {error}"));
     }
-    for driver in &report.drivers {
-        if let Some(why) = &driver.refused {
-            note(&format!("not measured: {}: {}", driver.name, why.trim_start_matches(&format!("{}: ", driver.name))));
-        }
+    for line in report.drivers.iter().filter_map(DriverResult::not_measured) {
+        note(&line);
     }
     let _ = writeln!(text, "\n{}{}{}", bold.0, report.advice.sentence, bold.1);
     text
