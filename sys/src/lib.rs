@@ -4,6 +4,7 @@
 //! Called by every other crate; depends on none of them.
 
 pub mod btrfs;
+pub mod contents;
 pub mod fsio;
 pub mod fuse;
 pub mod heap;

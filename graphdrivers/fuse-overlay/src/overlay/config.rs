@@ -107,7 +107,9 @@ impl IdMap {
         self.ranges
             .iter()
             .find(|[_, start, count]| outside.wrapping_sub(*start) < *count)
-            .map_or(OVERFLOW_ID, |[inside, start, _]| inside.wrapping_add(outside - start))
+            .map_or(OVERFLOW_ID, |[inside, start, _]| {
+                inside.wrapping_add(outside - start)
+            })
     }
 
     /// What is written to disk for the id `inside`; `None` if the map does not have it.

@@ -1,0 +1,210 @@
+//! Names go: unlink and rmdir.
+//!
+//! What only the upper directory has is removed from it. What a lower layer has too gets a whiteout in the same step
+//! that removes it, so that no instant shows the lower file.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{self, AtFlags, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::at::At;
+use super::descriptors::DirectoryFd;
+use super::lock::{read, write};
+use super::node::{Node, Place};
+use super::resolve::Found;
+use super::{Overlay, Result};
+
+/// A reference to a node that is given back.
+pub(super) struct Held<'a> {
+    overlay: &'a Overlay,
+    pub(super) node: Arc<Node>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.overlay.table.forget(&self.node, 1);
+    }
+}
+
+impl Overlay {
+    /// The node of what was found, known for as long as the answer lives.
+    pub(super) fn held(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Held<'_> {
+        Held {
+            overlay: self,
+            node: self.known(parent, name, found),
+        }
+    }
+
+    /// The upper directory of `parent`, made only if `name` is there to be removed from it.
+    fn upper_to_remove(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Arc<DirectoryFd>> {
+        let directory = self.directory_of(parent)?;
+        if self.work.is_some() && directory.upper.get().is_none() {
+            let _names = read(&directory.names);
+            self.resolve(parent, name, false)?.ok_or(Errno::NOENT)?;
+        }
+        self.upper_fd(parent)
+    }
+
+    /// Whether a lower layer has `name`, which needs a whiteout then.
+    pub(super) fn is_covered(&self, parent: &Arc<Node>, name: &OsStr) -> Result<bool> {
+        Ok(!self.directory_of(parent)?.is_pure_upper() && self.resolve(parent, name, true)?.is_some())
+    }
+
+    pub(super) fn do_unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+        let work = self.work.as_ref().ok_or(Errno::ROFS)?;
+        let parent = self.directory_node(parent)?;
+        let upper = self.upper_to_remove(&parent, name)?;
+        let directory = self.directory_of(&parent)?;
+        let _names = write(&directory.names);
+        let found = self.resolve(&parent, name, false)?.ok_or(Errno::NOENT)?;
+        if found.is_directory() {
+            return Err(Errno::ISDIR);
+        }
+        let in_upper = self.is_upper(found.layer);
+        let covered = !in_upper || self.is_covered(&parent, name)?;
+        let node = self.table.find(&self.key_of(name, &found));
+        let mut place = node.as_ref().map(|node| write(&node.place));
+        let kept = match (&node, &place) {
+            (Some(node), Some(place)) if in_upper => self.keep_nameless(node, place, &parent, &upper, name),
+            _ => None,
+        };
+        match (in_upper, covered) {
+            (true, false) => fs::unlinkat(&*upper, name, AtFlags::empty())?,
+            (true, true) => work.whiteout_over(&*upper, name)?,
+            (false, _) => work.whiteout(&*upper, name)?,
+        }
+        directory.changed();
+        match (&node, &mut place) {
+            (Some(node), Some(place)) => self.lost_name(node, place, &parent, name, &found, kept),
+            _ if in_upper && found.stat.st_nlink == 1 => self.origins.remove(found.stat.st_ino),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A descriptor to keep a file of the upper directory by, if it is about to lose its last known name: one that is
+    /// open anyway, or a new one. Without any (none left), it will be gone for those who still know it.
+    pub(super) fn keep_nameless(
+        &self,
+        node: &Node,
+        place: &Place,
+        parent: &Arc<Node>,
+        upper: &DirectoryFd,
+        name: &OsStr,
+    ) -> Option<Arc<OwnedFd>> {
+        if !place.is(parent, name) || !place.aliases.is_empty() {
+            return None;
+        }
+        if let Some(handle) = node.some_handle() {
+            return Some(handle.fd());
+        }
+        let at = At::Name(upper.as_fd(), name);
+        self.descriptors
+            .with_room(|| at.open(OFlags::PATH))
+            .ok()
+            .map(Arc::new)
+    }
+
+    /// `name` does not lead to the file any more.
+    pub(super) fn lost_name(
+        &self,
+        node: &Arc<Node>,
+        place: &mut Place,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        found: &Found,
+        kept: Option<Arc<OwnedFd>>,
+    ) {
+        if !self.is_upper(found.layer) {
+            // It stays where it is, below; only no name of the overlay leads there.
+            node.removed.store(true, Ordering::Release);
+            self.table.rekey(node, None);
+            return;
+        }
+        if place.unlearn(parent, name) {
+            *place = Place::nameless(kept);
+        }
+        if found.stat.st_nlink <= 1 {
+            node.removed.store(true, Ordering::Release);
+            self.table.rekey(node, None);
+            self.origins.remove(found.stat.st_ino);
+        }
+    }
+
+    pub(super) fn do_rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
+        let work = self.work.as_ref().ok_or(Errno::ROFS)?;
+        let parent = self.directory_node(parent)?;
+        let upper = self.upper_to_remove(&parent, name)?;
+        let directory = self.directory_of(&parent)?;
+        let _names = write(&directory.names);
+        let found = self.resolve(&parent, name, false)?.ok_or(Errno::NOENT)?;
+        if !found.is_directory() {
+            return Err(Errno::NOTDIR);
+        }
+        let held = self.held(&parent, name, &found);
+        let victim = self.directory_of(&held.node)?;
+        let _victim = write(&victim.names);
+        let in_upper = victim.upper.get().is_some();
+        let covered = !in_upper || self.is_covered(&parent, name)?;
+        self.pin(&held.node)?;
+        let simple = in_upper && !covered;
+        match simple.then(|| fs::unlinkat(&*upper, name, AtFlags::REMOVEDIR)) {
+            Some(Ok(())) => {}
+            Some(Err(Errno::NOTEMPTY | Errno::EXIST)) | None => {
+                if !self.is_empty(&held.node)? {
+                    self.unpin(&held.node);
+                    return Err(Errno::NOTEMPTY);
+                }
+                let staged = work.name();
+                if !in_upper {
+                    work.whiteout(&*upper, name)?;
+                } else if covered {
+                    work.whiteout(&work.fd, &staged)?;
+                    fs::renameat_with(&work.fd, &*staged, &*upper, name, RenameFlags::EXCHANGE)
+                        .inspect_err(|_| work.discard(&staged))?;
+                    work.discard(&staged);
+                } else {
+                    // Whiteouts of an earlier life are all that is in it.
+                    fs::renameat(&*upper, name, &work.fd, &*staged)?;
+                    work.discard(&staged);
+                }
+            }
+            Some(Err(errno)) => return Err(errno),
+        }
+        self.directory_is_gone(&held.node);
+        directory.changed();
+        directory.count(-1);
+        Ok(())
+    }
+
+    /// Keeps the upper directory's descriptor: soon no path will lead there.
+    pub(super) fn pin(&self, node: &Arc<Node>) -> Result<()> {
+        if let Some(slot) = self.directory_of(node)?.upper.get() {
+            slot.kept.pin(self.slot_fd(node, slot)?);
+        }
+        Ok(())
+    }
+
+    /// The directory stays after all.
+    pub(super) fn unpin(&self, node: &Node) {
+        if let Some(slot) = node
+            .directory
+            .as_ref()
+            .and_then(|directory| directory.upper.get())
+        {
+            slot.kept.unpin();
+        }
+    }
+
+    pub(super) fn directory_is_gone(&self, node: &Arc<Node>) {
+        node.removed.store(true, Ordering::Release);
+        self.table.rekey(node, None);
+        if let Some(directory) = &node.directory {
+            directory.changed();
+        }
+    }
+}
