@@ -12,6 +12,7 @@
 
 mod answer;
 mod attach;
+mod commit;
 mod containers;
 mod detach;
 mod error;
@@ -26,6 +27,7 @@ mod progress;
 mod routes;
 mod serve;
 mod system;
+mod tarballs;
 mod time;
 mod volumes;
 mod wire;

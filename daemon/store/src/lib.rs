@@ -76,7 +76,7 @@ pub use ingest::Ingest;
 pub use layers::{LayerRecord, Squashed};
 pub use lease::Lease;
 pub use rw::{RwLayer, RwLayers};
-pub use skiff_archive::OversizedIds;
+pub use skiff_archive::{ChangeKind, OversizedIds, PathChange};
 pub use staging::Staging;
 pub use unpack::NewLayer;
 

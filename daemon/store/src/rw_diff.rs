@@ -1,14 +1,14 @@
-//! What a container changed: as a list (`docker diff`), and as a layer (`docker commit`).
+//! What a container changed: as a list (`docker diff`), as a layer (`docker commit`); and all it has (`docker export`).
 //!
 //! A container's root file system holds a few empty files and directories that were made only to mount something on
 //! them. dockerd hides them in a layer of their own below the container's; here they are left out of both answers, as
 //! long as they are empty and the image does not have them.
 
 use std::collections::BTreeSet;
-use std::io::{self, PipeReader, Read};
+use std::io::{self, PipeReader, Read, Write};
 use std::thread::{self, ScopedJoinHandle};
 
-use skiff_archive::{LowerLayers, PathChange, Peeked, WhiteoutFormat};
+use skiff_archive::{DiffOptions, DiffTree, LowerLayers, PathChange, Peeked, WhiteoutFormat};
 use skiff_graphdrivers::{Access, ActiveId, DiffSource, LayerId, Mount, SnapshotRef};
 
 use crate::added::AddedLayer;
@@ -66,10 +66,9 @@ impl RwLayers {
         let (reader, writer) = io::pipe().map_err(|e| Error::io("pipe", e))?;
         thread::scope(|scope| {
             let differ = scope.spawn(|| {
-                let options = skiff_archive::DiffOptions {
+                let options = DiffOptions {
                     owners: owners.as_ref(),
                     without: Some(&difference.without),
-                    ..skiff_archive::DiffOptions::default()
                 };
                 skiff_archive::diff_with(&difference.source.tree(), &options, writer).map(drop)
             });
@@ -84,6 +83,32 @@ impl RwLayers {
             }
             self.store().add_layer(parent, stream).map(Some)
         })
+    }
+
+    /// Writes a container's whole root file system as a tar stream, as it is without what is mounted in it. It is put
+    /// together for this if it is not, and taken apart again.
+    ///
+    /// # Errors
+    /// `NotFound`; what `out` gives; `Io`, also for a file that becomes shorter meanwhile.
+    pub fn export(&self, container: &str, parent: Option<&LayerId>, out: impl Write) -> Result<()> {
+        let owners = match parent {
+            Some(parent) => self.store().real_owners(parent)?,
+            None => None,
+        };
+        let root = self.mount(container, false)?;
+        let tree = DiffTree::Compare {
+            directory: &root,
+            parent: None,
+        };
+        let options = DiffOptions {
+            owners: owners.as_ref(),
+            ..DiffOptions::default()
+        };
+        let written = skiff_archive::diff_with(&tree, &options, out);
+        // Its use ends however the writing ended; the first error counts.
+        let unmounted = self.unmount(container);
+        written?;
+        unmounted
     }
 
     fn difference(&self, active: &ActiveId) -> Result<Difference> {

@@ -5,8 +5,11 @@
 
 mod actor;
 mod attach;
+mod changes;
+mod commit;
 mod create;
 mod disk;
+mod export;
 mod filesystems;
 mod janitor;
 mod launch;
@@ -44,9 +47,12 @@ use crate::runtime::{LogEntry, LogRequest, OutputChunk, Runtime, TaskIo, Termina
 use actor::{Beginning, Command, publish_event};
 use disk::Disk;
 use registry::{Handle, Registry};
+pub(crate) use signal::parse as check_signal;
 use state::State;
 use view::Record;
 
+pub use changes::{Change, ChangeKind};
+pub use commit::CommitRequest;
 pub use filesystems::StoredFilesystems;
 pub use offline::OfflineRecords;
 pub use ports::{ImageSource, RootFilesystems};

@@ -337,18 +337,8 @@ impl Pull<'_> {
         })
         .await?;
         self.tell(&image);
-        self.settle();
+        settle(self.shared);
         Ok(changed)
-    }
-
-    /// Brings the new layers to the disk while the client goes on.
-    fn settle(&self) {
-        let store = self.shared.store.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.settle() {
-                tracing::warn!(%error, "new layers may not survive a power failure; they would be unpacked again");
-            }
-        });
     }
 
     fn tell(&self, image: &Digest) {
@@ -358,6 +348,16 @@ impl Pull<'_> {
             .events
             .publish("image", "pull", self.reference.familiar(), attributes);
     }
+}
+
+/// Brings new layers to the disk while the client goes on.
+pub(super) fn settle(shared: &Shared) {
+    let store = shared.store.clone();
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = store.settle() {
+            tracing::warn!(%error, "new layers may not survive a power failure; they would be unpacked again");
+        }
+    });
 }
 
 impl Layer {
@@ -520,7 +520,7 @@ impl Read for Metered {
 }
 
 /// Stops the unpacker threads of a pull that fails or is dropped.
-struct StopOnDrop(StopToken);
+pub(super) struct StopOnDrop(pub(super) StopToken);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
