@@ -2,10 +2,10 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help run stop clean-run build links fmt fmt-check lint layers unit integration test bench deps-test
+.PHONY: help run stop clean-run build links fmt fmt-check lint layers unit integration test bench bench-filesystems deps-test
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ── use it ───────────────────────────────────────────────────────────────────
 run: ## build, start the daemon as an ordinary user, pull an image, run a container
@@ -51,5 +51,8 @@ unit: ## unit tests and the storage drivers' conformance suite
 integration: ## black-box tests through the docker CLI, bollard and raw sockets; T='FILTER' picks some
 	@scripts/integration.sh $(T)
 
-bench: ## measure start, memory, `docker run` and pulls; ARGS='--compare NAME SOCKET' adds engines
+bench: ## storage drivers and archive engine, then start, memory, `docker run`, pulls; ARGS='--compare NAME SOCKET' adds engines
 	@scripts/bench.sh $(ARGS)
+
+bench-filesystems: ## our FUSE overlay beside the kernel's and fuse-overlayfs; ARGS='--fuse NAME COMMAND' adds more
+	@scripts/bench.sh filesystems $(ARGS)

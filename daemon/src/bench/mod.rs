@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Subcommand};
-use skiff_graphdrivers::Mounter;
+use skiff_graphdrivers::{FuseServer, Mounter};
 use skiff_storage_bench::{ErrorKind, Options, Report, Scratch, Size, run, svg, table};
 use skiff_sys::ns::{self, Kind};
 
@@ -144,7 +144,10 @@ fn run_all(
         data_root: data_root.display().to_string(),
         program: format!("skiffd {}", crate::VERSION),
         now: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        mounter: Arc::new(Mounter::new()),
+        // As in the daemon: a process for each container.
+        mounter: Arc::new(Mounter::with_fuse_server(FuseServer::Program(crate::fuse::command(
+            PathBuf::from("/proc/self/exe"),
+        )))),
     };
     let mut display = Display::new(options.rounds);
     let report = run(&options, scratch, stop, &mut |progress| display.show(progress));

@@ -69,10 +69,10 @@ fn every_line_has_figures_for_every_driver() {
     let scratch = Scratch::open(root.path()).unwrap();
     let go_on = Arc::new(AtomicBool::new(false));
     let mut steps = Vec::new();
-    let options = options(&["overlay2", "vfs", "overlay2"], tiny(), root.path());
+    let options = options(&["overlay2", "vfs", "fuse-overlayfs", "overlay2"], tiny(), root.path());
     let report = run(&options, &scratch, &go_on, &mut |progress| steps.push(progress.clone())).unwrap();
 
-    assert_eq!(report.measured().count(), 2);
+    assert_eq!(report.measured().count(), 3, "{:?}", report.drivers);
     for line in &report.workloads {
         for cell in &line.results {
             assert_eq!(cell.error, None, "{}: {}", cell.driver, line.title);
@@ -89,7 +89,7 @@ fn every_line_has_figures_for_every_driver() {
 
     let last = steps.last().unwrap();
     assert_eq!((steps.len(), last.done + 1), (last.total, last.total));
-    assert_eq!(last.total, 2 * (1 + 2 * WORKLOADS.len()));
+    assert_eq!(last.total, 3 * (1 + 2 * WORKLOADS.len()));
 
     scratch.store(&report).unwrap();
     scratch.close().unwrap();
