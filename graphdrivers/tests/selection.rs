@@ -71,7 +71,8 @@ fn two_priors_and_unknown_names_are_refused_in_dockers_words() {
     let error = select(root.path(), None, &[]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     let expected = format!(
-        "{} contains several valid graphdrivers: overlay2, btrfs; cleanup or explicitly choose storage driver (-s <DRIVER>)",
+        "{} contains several valid graphdrivers: overlay2, btrfs; cleanup or explicitly choose storage driver (-s <DRIVER>); \
+         `skiffd storage migrate --to DRIVER` moves everything to one",
         root.path().display()
     );
     assert_eq!(error.to_string(), expected);
