@@ -5,10 +5,8 @@ use std::io::{self, BufRead, Read};
 use lzma_rust2::XzReader;
 
 use crate::error::{Error, Result};
+use crate::frames::Frames;
 use crate::pipeline::Sender;
-
-/// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` needs (128 MiB), and the library's own limit.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// Most memory for an xz decoder, in KiB: what `xz -9` needs (a dictionary of 64 MiB) and some more.
 const XZ_MEMORY_KIB: u32 = 80 * 1024;
@@ -43,7 +41,7 @@ pub(crate) fn decode(format: Format, input: impl BufRead, output: Sender) {
     let _ = match format {
         Format::Plain => pump(input, output, "layer"),
         Format::Gzip => pump(flate2::bufread::MultiGzDecoder::new(input), output, "gzip"),
-        Format::Zstd => match zstd_decoder(input) {
+        Format::Zstd => match Frames::new(input) {
             Ok(decoder) => pump(decoder, output, "zstd"),
             Err(error) => {
                 output.pump(move |_| Err(corrupt("zstd", io::Error::new(error.kind(), error.to_string()))))
@@ -52,12 +50,6 @@ pub(crate) fn decode(format: Format, input: impl BufRead, output: Sender) {
         Format::Bzip2 => pump(bzip2::bufread::MultiBzDecoder::new(input), output, "bzip2"),
         Format::Xz => pump(XzReader::new_mem_limit(input, true, XZ_MEMORY_KIB), output, "xz"),
     };
-}
-
-fn zstd_decoder<R: BufRead>(input: R) -> io::Result<zstd::stream::read::Decoder<'static, R>> {
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-    decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-    Ok(decoder)
 }
 
 fn pump(mut decoder: impl Read, output: Sender, what: &'static str) -> Result<(), crate::pipeline::Stopped> {

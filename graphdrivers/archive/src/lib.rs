@@ -22,6 +22,7 @@ mod decode;
 mod differ;
 mod entry;
 mod error;
+mod frames;
 mod header;
 mod name;
 mod owner;
