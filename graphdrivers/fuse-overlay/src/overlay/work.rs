@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -33,6 +34,20 @@ pub(super) struct Work {
     whiteouts: RwLock<Vec<u64>>,
 }
 
+/// How long a mount waits for the server of one that was just taken down: unmounting returns before that has ended.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn take(workdir: &OwnedFd) -> rustix::io::Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match fs::flock(workdir, FlockOperation::NonBlockingLockExclusive) {
+            // No lock can be waited for with a limit.
+            Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
+            other => return other,
+        }
+    }
+}
+
 impl Work {
     pub(super) fn open(path: &Path, upper_device: u64) -> std::result::Result<Self, NewError> {
         let failed = |what: &str| {
@@ -47,8 +62,7 @@ impl Work {
                 "upper directory lies on another file system than work directory",
             )(Errno::XDEV));
         }
-        fs::flock(&workdir, FlockOperation::NonBlockingLockExclusive)
-            .map_err(failed("another mount uses work directory"))?;
+        take(&workdir).map_err(failed("another mount uses work directory"))?;
         match fs::mkdirat(&workdir, "work", Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(failed("mkdir in work directory")(errno)),
