@@ -140,7 +140,8 @@ pub fn select(data_root: &Path, requested: Option<&str>, options: &[(&str, &str)
             Ok(chosen(driver, reason))
         }
         several => Err(Error::invalid(format!(
-            "{} contains several valid graphdrivers: {}; cleanup or explicitly choose storage driver (-s <DRIVER>)",
+            "{} contains several valid graphdrivers: {}; cleanup or explicitly choose storage driver (-s <DRIVER>); \
+             `skiffd storage migrate --to DRIVER` moves everything to one",
             data_root.display(),
             several.join(", ")
         ))),

@@ -41,6 +41,8 @@ const IDLE_THREAD_LIFE: Duration = Duration::from_secs(2);
 const SETTLING: Duration = Duration::from_secs(3);
 /// The parent sends its message before anything else.
 const PARENTS_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a shim may take to end after its container.
+const SHIMS_LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Enough for a thread that waits and then logs one line.
 const WATCHER_STACK: usize = 128 * 1024;
 /// Name shown by ps for the process (15 bytes at most).
@@ -246,11 +248,17 @@ async fn settle() {
 
 /// Stops the containers, unless they are to live on. Whether any is left.
 async fn stop_engine(wired: &Wired, config: &Config) -> bool {
+    // Asked of the processes, not of the engine: it is they who hold the namespaces.
+    let shims = || !skiff_runtime::live_shims(&config.exec_root).is_empty();
     if !config.live_restore {
         wired.stop_containers(config.shutdown_timeout).await;
+        // A shim ends a moment after its container.
+        let end = tokio::time::Instant::now() + SHIMS_LAST_MOMENT;
+        while shims() && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
-    // Asked of the processes, not of the engine: it is they who hold the namespaces.
-    let containers_left = !skiff_runtime::live_shims(&config.exec_root).is_empty();
+    let containers_left = shims();
     if !containers_left {
         wired.shut_down_networks().await;
     }

@@ -13,6 +13,8 @@ mod daemon;
 #[cfg(test)]
 mod disk;
 #[cfg(test)]
+mod driver_switch;
+#[cfg(test)]
 mod images;
 #[cfg(test)]
 mod leaks;
@@ -30,5 +32,7 @@ mod run;
 mod sdk;
 #[cfg(test)]
 mod security;
+#[cfg(test)]
+mod storage_tool;
 #[cfg(test)]
 mod streams;

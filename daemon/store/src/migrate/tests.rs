@@ -22,6 +22,8 @@ use crate::{ErrorKind, RemovalPlan, RwLayers};
 const IMAGE: &str = "docker.io/library/x:1";
 const OLD: &str = "vfs";
 const NEW: &str = "other";
+/// How many times each step is followed by a kill.
+const EACH_STEP: usize = 2;
 
 /// vfs under another name: what matters here is that there are two drivers. Conversion between formats is the black-box
 /// tests' subject.
@@ -496,6 +498,10 @@ fn a_kill_after_any_step_loses_nothing() {
             let (taken, work, copies) = (Arc::clone(&taken), work.clone(), directory.path().to_owned());
             move |step: &'static str| {
                 let mut taken = taken.lock().unwrap();
+                // The same step of the next layer or container shows little more, and every copy takes its time.
+                if taken.iter().filter(|(known, _)| *known == step).count() == EACH_STEP {
+                    return;
+                }
                 let to = copies.join(format!("copy-{}", taken.len()));
                 copy(&work, &to);
                 taken.push((step, to));
@@ -544,7 +550,7 @@ fn a_kill_after_any_step_loses_nothing() {
         }
         fs::remove_dir_all(&work).unwrap();
     }
-    assert!(finished > 60 && returned > 40, "{finished} {returned}");
+    assert!(finished > 20 && returned > 12, "{finished} {returned}");
     for step in [
         "layer moved",
         "copy prepared",

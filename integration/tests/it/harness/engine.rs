@@ -182,12 +182,24 @@ impl Engine {
     }
 
     fn daemon_command(&self) -> Command {
+        let mut command = self.program();
+        command.args(&self.mine().options.args);
+        command
+    }
+
+    /// `skiffd WORDS…` as the daemon's user: one of the commands besides the daemon.
+    pub(crate) fn skiffd(&self, words: &[&str]) -> Docker {
+        let mut command = self.program();
+        command.args(words);
+        Docker::new(command, format!("skiffd {}", words.join(" ")))
+    }
+
+    pub(crate) fn program(&self) -> Command {
         let own = self.mine();
         let program = std::env::var("SKIFF_TEST_DAEMON")
             .expect("SKIFF_TEST_DAEMON names the program: `make integration`");
         let mut command = own.owner.command(&program);
         command
-            .args(&own.options.args)
             .env("HOME", self.home())
             .env("USER", &own.owner.name)
             .env("XDG_RUNTIME_DIR", self.runtime_dir());

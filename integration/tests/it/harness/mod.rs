@@ -2,6 +2,7 @@
 //! one), images made to order, and a look at the processes, mounts and descriptors left over.
 
 mod cli;
+mod contents;
 mod engine;
 mod hostile_registry;
 mod http;
@@ -11,6 +12,7 @@ mod proc;
 mod registry;
 
 pub(crate) use cli::Docker;
+pub(crate) use contents::{Writer, layered_image};
 pub(crate) use engine::{Engine, Options};
 pub(crate) use hostile_registry::{Behaviour, Gate, HostileRegistry};
 pub(crate) use http::{Response, query};
