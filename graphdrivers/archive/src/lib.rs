@@ -24,6 +24,7 @@ mod entry;
 mod error;
 mod frames;
 mod header;
+mod inventory;
 mod name;
 mod owner;
 mod pax;
@@ -46,6 +47,7 @@ pub use changes::{ChangeKind, LowerLayers, PathChange, changed_paths, placeholde
 pub use copy::{Copied, copy_root_metadata, copy_tree};
 pub use differ::{DiffOptions, DiffTree, Diffed, diff, diff_with};
 pub use error::{Error, ErrorKind, Result};
+pub use inventory::{Difference, Inventory, Tolerance, inventory};
 pub use owner::{OwnerSink, OwnerTable, Owners, SquashedOwner};
 pub use remove::remove_tree;
 pub use walk::{DiskUsage, diff_usage, usage};
