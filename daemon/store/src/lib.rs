@@ -54,6 +54,7 @@ mod rw;
 mod rw_diff;
 mod staging;
 mod unpack;
+pub mod verify;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -165,6 +166,17 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_with(root: &Path, driver: Arc<dyn GraphDriver>, options: StoreOptions) -> Result<Self> {
         migrate::Journal::admit(root, driver.name())?;
+        Self::open_stepping(root, driver, options, Steps::default())
+    }
+
+    /// Opens the store for a check, without an ordinary user's marks; a migration that waits for a word goes on waiting.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_for_checking(root: &Path, driver: Arc<dyn GraphDriver>, options: StoreOptions) -> Result<Self> {
+        if let Some(journal) = migrate::Journal::read(root)? {
+            journal.driver_for_daemon(Some(driver.name()))?;
+        }
         Self::open_stepping(root, driver, options, Steps::default())
     }
 

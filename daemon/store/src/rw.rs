@@ -193,7 +193,7 @@ impl RwLayers {
     /// `Io`.
     pub fn list(&self) -> Result<Vec<RwLayer>> {
         let of_container = |key: SnapshotKey| match key {
-            SnapshotKey::Active(id) => id.as_str().strip_prefix(PREFIX).map(str::to_owned),
+            SnapshotKey::Active(id) => container_of(&id).map(str::to_owned),
             SnapshotKey::Layer(_) => None,
         };
         let snapshots = self.store.inner.driver.list()?.into_iter();
@@ -206,6 +206,11 @@ impl RwLayers {
             })
             .collect())
     }
+}
+
+/// The container whose writable layer a snapshot is.
+pub(crate) fn container_of(active: &ActiveId) -> Option<&str> {
+    active.as_str().strip_prefix(PREFIX)
 }
 
 /// The driver's key for a container's writable layer.
