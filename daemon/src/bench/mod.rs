@@ -19,8 +19,8 @@ use skiff_graphdrivers::{FuseServer, Mounter};
 use skiff_storage_bench::{ErrorKind, Options, Report, Scratch, Size, run, svg, table};
 use skiff_sys::ns::{self, Kind};
 
-use crate::tool::{Context, FAILED, Interrupt};
 use crate::config::LogLevel;
+use crate::tool::{Context, FAILED, Interrupt};
 use crate::{complain, locks, logging};
 use progress::Display;
 
@@ -145,9 +145,9 @@ fn run_all(
         program: format!("skiffd {}", crate::VERSION),
         now: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         // As in the daemon: a process for each container.
-        mounter: Arc::new(Mounter::with_fuse_server(FuseServer::Program(crate::fuse::command(
-            PathBuf::from("/proc/self/exe"),
-        )))),
+        mounter: Arc::new(Mounter::with_fuse_server(FuseServer::Program(
+            crate::fuse::command(PathBuf::from("/proc/self/exe")),
+        ))),
     };
     let mut display = Display::new(options.rounds);
     let report = run(&options, scratch, stop, &mut |progress| display.show(progress));

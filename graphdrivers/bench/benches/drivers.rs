@@ -22,8 +22,12 @@ use skiff_storage_bench::{Scratch, Size, Subject, Unit, WORKLOADS};
 fn main() {
     let place = std::env::var_os("SKIFF_BENCH_DIRECTORY").map_or_else(std::env::temp_dir, PathBuf::from);
     let name = std::env::var("SKIFF_BENCH_SIZE").unwrap_or_else(|_| "quick".to_owned());
-    let size = Size::named(&name).unwrap_or_else(|| panic!("SKIFF_BENCH_SIZE={name}: quick, normal or large"));
-    let root = tempfile::Builder::new().prefix("skiff-bench-").tempdir_in(place).unwrap();
+    let size =
+        Size::named(&name).unwrap_or_else(|| panic!("SKIFF_BENCH_SIZE={name}: quick, normal or large"));
+    let root = tempfile::Builder::new()
+        .prefix("skiff-bench-")
+        .tempdir_in(place)
+        .unwrap();
     let scratch = Scratch::open(root.path()).unwrap();
     let subjects = subjects(&scratch, &size);
 

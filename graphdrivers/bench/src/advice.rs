@@ -33,8 +33,10 @@ pub struct Advice {
 
 /// Chooses. Of drivers that are equally fast the earlier one in `drivers` wins: that is the engine's own order.
 pub(crate) fn advise(drivers: &[DriverResult], workloads: &[WorkloadResult]) -> Advice {
-    let mut ranked: Vec<(&DriverResult, f64)> =
-        drivers.iter().filter_map(|driver| Some((driver, driver.score?))).collect();
+    let mut ranked: Vec<(&DriverResult, f64)> = drivers
+        .iter()
+        .filter_map(|driver| Some((driver, driver.score?)))
+        .collect();
     ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
     let Some(&(fastest, best)) = ranked.first() else {
         return Advice {
@@ -52,7 +54,11 @@ pub(crate) fn advise(drivers: &[DriverResult], workloads: &[WorkloadResult]) -> 
         None => only(winner, drivers),
         Some(_) if equal.len() > 1 => {
             let names: Vec<_> = equal.iter().map(|driver| driver.name.as_str()).collect();
-            format!("use {}: {} are equally fast here", winner.name, names.join(" and "))
+            format!(
+                "use {}: {} are equally fast here",
+                winner.name,
+                names.join(" and ")
+            )
         }
         Some((other, score)) => compare(&winner.name, &other.name, score / best, workloads),
     };
@@ -65,28 +71,54 @@ pub(crate) fn advise(drivers: &[DriverResult], workloads: &[WorkloadResult]) -> 
 fn only(winner: &DriverResult, drivers: &[DriverResult]) -> String {
     match drivers.len() {
         1 => format!("{} was the only driver measured", winner.name),
-        n => format!("use {}: of the {n} drivers tried it is the only one that works here", winner.name),
+        n => format!(
+            "use {}: of the {n} drivers tried it is the only one that works here",
+            winner.name
+        ),
     }
 }
 
 /// Where the winner is most ahead of the second, counted by weight, and what it pays for that elsewhere.
 fn compare(winner: &str, other: &str, overall: f64, workloads: &[WorkloadResult]) -> String {
-    let groups = [Group::SmallFiles, Group::BigFiles, Group::Changes, Group::Start, Group::Disk];
-    let leads: Vec<Lead> =
-        groups.into_iter().filter_map(|group| lead(group, winner, other, workloads)).collect();
+    let groups = [
+        Group::SmallFiles,
+        Group::BigFiles,
+        Group::Changes,
+        Group::Start,
+        Group::Disk,
+    ];
+    let leads: Vec<Lead> = groups
+        .into_iter()
+        .filter_map(|group| lead(group, winner, other, workloads))
+        .collect();
     let most = leads.iter().max_by(|a, b| a.gain().total_cmp(&b.gain()));
     let least = leads.iter().min_by(|a, b| a.factor.total_cmp(&b.factor));
     let mut text = match most.map(|lead| (lead.group, lead.factor)) {
-        Some((Group::Disk, factor)) => format!("use {winner}: {other} takes {} as much disk here", times(factor)),
+        Some((Group::Disk, factor)) => {
+            format!("use {winner}: {other} takes {} as much disk here", times(factor))
+        }
         Some((group, factor)) => {
-            format!("use {winner}: {} as fast as {other} {} here", times(factor), group.phrase())
+            format!(
+                "use {winner}: {} as fast as {other} {} here",
+                times(factor),
+                group.phrase()
+            )
         }
         None => format!("use {winner}: {} as fast as {other} here", times(overall)),
     };
-    match least.filter(|lead| lead.factor < WORTH_SAYING).map(|lead| (lead.group, 1.0 / lead.factor)) {
-        Some((Group::Disk, factor)) => text.push_str(&format!(", though it takes {} as much disk", times(factor))),
+    match least
+        .filter(|lead| lead.factor < WORTH_SAYING)
+        .map(|lead| (lead.group, 1.0 / lead.factor))
+    {
+        Some((Group::Disk, factor)) => {
+            text.push_str(&format!(", though it takes {} as much disk", times(factor)))
+        }
         Some((group, factor)) => {
-            text.push_str(&format!(", though {other} is {} as fast {}", times(factor), group.phrase()));
+            text.push_str(&format!(
+                ", though {other} is {} as fast {}",
+                times(factor),
+                group.phrase()
+            ));
         }
         None => {}
     }
@@ -112,7 +144,11 @@ fn lead(group: Group, winner: &str, other: &str, workloads: &[WorkloadResult]) -
         .filter_map(|line| Some((line.of(other)?.ratio? / line.of(winner)?.ratio?, line.weight)))
         .collect();
     let weight = pairs.iter().map(|(_, weight)| weight).sum();
-    weighted_geometric_mean(pairs).map(|factor| Lead { group, factor, weight })
+    weighted_geometric_mean(pairs).map(|factor| Lead {
+        group,
+        factor,
+        weight,
+    })
 }
 
 /// `4.1×`, `130×`.
@@ -140,7 +176,14 @@ mod tests {
             _ => 1.2,
         };
         assert_eq!(
-            sentence(&[("overlay2", |_| 1.0), ("fuse-overlayfs", slow_on_small_files), ("vfs", |_| 9.0)], &[]),
+            sentence(
+                &[
+                    ("overlay2", |_| 1.0),
+                    ("fuse-overlayfs", slow_on_small_files),
+                    ("vfs", |_| 9.0)
+                ],
+                &[]
+            ),
             "use overlay2: 4.1× as fast as fuse-overlayfs with small files here"
         );
     }
@@ -167,14 +210,20 @@ mod tests {
     #[test]
     fn equals_are_called_equal_and_the_first_is_taken() {
         assert_eq!(
-            sentence(&[("overlay2", |_| 1.02), ("btrfs", |_| 1.0), ("vfs", |_| 3.0)], &[]),
+            sentence(
+                &[("overlay2", |_| 1.02), ("btrfs", |_| 1.0), ("vfs", |_| 3.0)],
+                &[]
+            ),
             "use overlay2: overlay2 and btrfs are equally fast here"
         );
     }
 
     #[test]
     fn a_single_driver_is_no_choice() {
-        assert_eq!(sentence(&[("vfs", |_| 1.0)], &[]), "vfs was the only driver measured");
+        assert_eq!(
+            sentence(&[("vfs", |_| 1.0)], &[]),
+            "vfs was the only driver measured"
+        );
         assert_eq!(
             sentence(&[("vfs", |_| 1.0)], &[("overlay2", "kernel 4.18")]),
             "use vfs: of the 2 drivers tried it is the only one that works here"

@@ -16,7 +16,11 @@ pub(crate) fn free(path: &Path) -> Result<Room> {
     let stat = statvfs(path).map_err(|errno| Error::io(format!("statvfs {}", path.display()), errno))?;
     Ok(Room {
         bytes: stat.f_bavail * stat.f_frsize,
-        inodes: if stat.f_files == 0 { u64::MAX } else { stat.f_favail },
+        inodes: if stat.f_files == 0 {
+            u64::MAX
+        } else {
+            stat.f_favail
+        },
     })
 }
 
@@ -73,10 +77,13 @@ fn parse(table: &str, path: &Path) -> Option<FileSystem> {
             path.starts_with(&point)
                 .then(|| (point.components().count(), FileSystem { kind }))
         })
-        .fold(None, |best: Option<(usize, FileSystem)>, (depth, found)| match best {
-            Some((deepest, _)) if deepest > depth => best,
-            _ => Some((depth, found)),
-        })
+        .fold(
+            None,
+            |best: Option<(usize, FileSystem)>, (depth, found)| match best {
+                Some((deepest, _)) if deepest > depth => best,
+                _ => Some((depth, found)),
+            },
+        )
         .map(|(_, found)| found)
 }
 

@@ -98,6 +98,8 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|error| error as &(dyn StdError + 'static))
+        self.source
+            .as_deref()
+            .map(|error| error as &(dyn StdError + 'static))
     }
 }

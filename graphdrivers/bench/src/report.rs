@@ -107,7 +107,10 @@ impl DriverResult {
     pub(crate) fn not_measured(&self) -> Option<String> {
         let why = self.refused.as_ref()?;
         let prefix = format!("{}: ", self.name);
-        Some(format!("not measured: {prefix}{}", why.strip_prefix(&prefix).unwrap_or(why)))
+        Some(format!(
+            "not measured: {prefix}{}",
+            why.strip_prefix(&prefix).unwrap_or(why)
+        ))
     }
 }
 
@@ -123,9 +126,16 @@ impl Report {
                 .iter()
                 .filter_map(|line| Some((line.of(&driver.name)?, line.weight)))
                 .collect();
-            let complete = !cells.is_empty() && cells.iter().all(|(cell, _)| cell.ratio.is_some() && cell.error.is_none());
+            let complete = !cells.is_empty()
+                && cells
+                    .iter()
+                    .all(|(cell, _)| cell.ratio.is_some() && cell.error.is_none());
             driver.score = if complete {
-                weighted_geometric_mean(cells.iter().filter_map(|(cell, weight)| Some((cell.ratio?.min(HOPELESS), *weight))))
+                weighted_geometric_mean(
+                    cells
+                        .iter()
+                        .filter_map(|(cell, weight)| Some((cell.ratio?.min(HOPELESS), *weight))),
+                )
             } else {
                 None
             };
@@ -153,7 +163,12 @@ impl Report {
     /// # Errors
     /// `InvalidArgument` for anything else, a newer form included.
     pub fn from_json(text: &str) -> Result<Self> {
-        let bad = |why: String| Error::new(ErrorKind::InvalidArgument, format!("not a storage benchmark: {why}"));
+        let bad = |why: String| {
+            Error::new(
+                ErrorKind::InvalidArgument,
+                format!("not a storage benchmark: {why}"),
+            )
+        };
         let report: Self = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
         if report.version == VERSION {
             Ok(report)
@@ -173,10 +188,17 @@ impl WorkloadResult {
         for cell in &mut self.results {
             cell.summary = Summary::of(&cell.samples);
         }
-        let medians = self.results.iter().filter_map(|cell| cell.summary).map(|summary| summary.median);
+        let medians = self
+            .results
+            .iter()
+            .filter_map(|cell| cell.summary)
+            .map(|summary| summary.median);
         let best = medians.fold(f64::INFINITY, f64::min);
         for cell in &mut self.results {
-            cell.ratio = cell.summary.filter(|_| best > 0.0).map(|summary| summary.median / best);
+            cell.ratio = cell
+                .summary
+                .filter(|_| best > 0.0)
+                .map(|summary| summary.median / best);
         }
     }
 }
@@ -201,7 +223,11 @@ pub(crate) mod tests {
                 results: drivers
                     .iter()
                     .map(|(name, factor)| {
-                        let base = if workload.unit == Unit::Bytes { 5e8 } else { 0.003 * (n + 1) as f64 };
+                        let base = if workload.unit == Unit::Bytes {
+                            5e8
+                        } else {
+                            0.003 * (n + 1) as f64
+                        };
                         let value = base * factor(workload.group);
                         Figures {
                             driver: (*name).to_owned(),
@@ -247,12 +273,21 @@ pub(crate) mod tests {
 
     #[test]
     fn json_round_trips_and_knows_its_version() {
-        let report = made_up(&[("overlay2", |_| 1.0), ("vfs", |_| 3.0)], &[("btrfs", "not btrfs")]);
+        let report = made_up(
+            &[("overlay2", |_| 1.0), ("vfs", |_| 3.0)],
+            &[("btrfs", "not btrfs")],
+        );
         let text = report.to_json().unwrap();
         let again = Report::from_json(&text).unwrap();
-        assert_eq!((&again.advice, &again.machine, &again.size), (&report.advice, &report.machine, &report.size));
+        assert_eq!(
+            (&again.advice, &again.machine, &again.size),
+            (&report.advice, &report.machine, &report.size)
+        );
         for (line, expected) in again.workloads.iter().zip(&report.workloads) {
-            assert_eq!((&line.id, line.unit, line.group), (&expected.id, expected.unit, expected.group));
+            assert_eq!(
+                (&line.id, line.unit, line.group),
+                (&expected.id, expected.unit, expected.group)
+            );
             for (cell, expected) in line.results.iter().zip(&expected.results) {
                 assert_eq!(&cell.driver, &expected.driver);
                 assert!((cell.summary.unwrap().median - expected.summary.unwrap().median).abs() < 1e-9);

@@ -75,7 +75,15 @@ pub fn run(
 
     let subjects = drivers
         .into_iter()
-        .map(|driver| Subject::new(driver, Arc::clone(&options.mounter), &place, options.size.clone(), Arc::clone(stop)))
+        .map(|driver| {
+            Subject::new(
+                driver,
+                Arc::clone(&options.mounter),
+                &place,
+                options.size.clone(),
+                Arc::clone(stop),
+            )
+        })
         .collect();
     let mut run = Run::new(options, subjects, stop, observe);
     run.build()?;
@@ -122,10 +130,18 @@ fn open(options: &Options, scratch: &Scratch) -> Result<Opened> {
             // It is the data root that people know, and its file system that decides.
             Err(error) => {
                 let place = scratch.path();
-                Some(error.to_string().replace(&*place.to_string_lossy(), &options.data_root))
+                Some(
+                    error
+                        .to_string()
+                        .replace(&*place.to_string_lossy(), &options.data_root),
+                )
             }
         };
-        results.push(DriverResult { name, refused, score: None });
+        results.push(DriverResult {
+            name,
+            refused,
+            score: None,
+        });
     }
     if drivers.is_empty() {
         let reasons: Vec<_> = results.into_iter().filter_map(|driver| driver.refused).collect();
@@ -137,9 +153,16 @@ fn open(options: &Options, scratch: &Scratch) -> Result<Opened> {
 
 fn check_room(needed: Room, free: Room, data_root: &str) -> Result<()> {
     let text = if needed.bytes > free.bytes {
-        format!("needs {} in {data_root}, {} are free", bytes(needed.bytes), bytes(free.bytes))
+        format!(
+            "needs {} in {data_root}, {} are free",
+            bytes(needed.bytes),
+            bytes(free.bytes)
+        )
     } else if needed.inodes > free.inodes {
-        format!("needs {} inodes in {data_root}, {} are free", needed.inodes, free.inodes)
+        format!(
+            "needs {} inodes in {data_root}, {} are free",
+            needed.inodes, free.inodes
+        )
     } else {
         return Ok(());
     };
@@ -236,7 +259,9 @@ impl<'a> Run<'a> {
         }
         match workload.sample(&mut self.subjects[n]) {
             // Nobody reads picoseconds, but somebody may read the JSON.
-            Ok(value) => self.lines[line].results[n].samples.push((value * 1e9).round() / 1e9),
+            Ok(value) => self.lines[line].results[n]
+                .samples
+                .push((value * 1e9).round() / 1e9),
             Err(error) => self.fail(n, line, error)?,
         }
         Ok(())
@@ -316,7 +341,8 @@ impl Clock {
         if let Some((step, begin)) = self.current.take() {
             // What is measured once takes no time later.
             let once = step.1 > 0 && WORKLOADS[step.1 - 1].unit == Unit::Bytes;
-            self.took.insert(step, if once { Duration::ZERO } else { begin.elapsed() });
+            self.took
+                .insert(step, if once { Duration::ZERO } else { begin.elapsed() });
             *self.times.entry(step).or_default() += 1;
             self.steps += 1;
         }
@@ -329,7 +355,9 @@ impl Clock {
         let mut sum = Duration::ZERO;
         for kind in 0..=WORKLOADS.len() {
             let wanted = if kind == BUILD { 1 } else { self.rounds };
-            let others: Vec<_> = (0..self.subjects).filter_map(|n| self.took.get(&(n, kind))).collect();
+            let others: Vec<_> = (0..self.subjects)
+                .filter_map(|n| self.took.get(&(n, kind)))
+                .collect();
             let typical = match u32::try_from(others.len()) {
                 Ok(n) if n > 0 => others.into_iter().sum::<Duration>() / n,
                 _ => mean,

@@ -125,8 +125,8 @@ fn make(path: &Path, mode: u32) -> Result<()> {
 
 /// Detaches what is mounted below `directory` and removes it.
 fn sweep(directory: &Path) -> Result<()> {
-    let table = fs::read("/proc/self/mountinfo")
-        .map_err(|error| Error::io("read /proc/self/mountinfo", error))?;
+    let table =
+        fs::read("/proc/self/mountinfo").map_err(|error| Error::io("read /proc/self/mountinfo", error))?;
     let real = directory
         .canonicalize()
         .map_err(|error| Error::io(format!("resolve {}", directory.display()), error))?;
@@ -144,8 +144,12 @@ fn sweep(directory: &Path) -> Result<()> {
         return Ok(());
     }
     // What plain removal cannot do (read-only subvolumes) is its driver's to do.
-    let entries = fs::read_dir(directory).map_err(|error| Error::io(format!("read {}", directory.display()), error))?;
-    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+    let entries =
+        fs::read_dir(directory).map_err(|error| Error::io(format!("read {}", directory.display()), error))?;
+    for name in entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+    {
         if let Ok(selected) = select(directory, Some(&name), &[])
             && let Err(error) = selected.driver.cleanup(&HashSet::new())
         {

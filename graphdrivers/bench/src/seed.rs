@@ -113,7 +113,9 @@ pub(crate) fn some_module() -> String {
 }
 
 fn deleted(size: &Size) -> Vec<u32> {
-    (2..size.layers).map(|index| victim(size.small_files, index)).collect()
+    (2..size.layers)
+        .map(|index| victim(size.small_files, index))
+        .collect()
 }
 
 /// The file that layer `index` deletes: the last of some directory, which no layer changes.
@@ -214,7 +216,11 @@ fn filler() -> &'static [u8] {
             }
             for _ in 0..8 {
                 n += 1;
-                bytes.extend_from_slice(if scramble(n).is_multiple_of(3) { b"function" } else { b" return;" });
+                bytes.extend_from_slice(if scramble(n).is_multiple_of(3) {
+                    b"function"
+                } else {
+                    b" return;"
+                });
             }
         }
         bytes.truncate(FILLER);
@@ -230,7 +236,12 @@ pub(crate) fn program() -> Option<Vec<u8>> {
         (62, &[0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05])
     } else if cfg!(target_arch = "aarch64") {
         // mov x0, #0; mov x8, #93; svc #0
-        (183, &[0x00, 0x00, 0x80, 0xd2, 0xa8, 0x0b, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4])
+        (
+            183,
+            &[
+                0x00, 0x00, 0x80, 0xd2, 0xa8, 0x0b, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4,
+            ],
+        )
     } else {
         return None;
     };
@@ -407,7 +418,13 @@ mod tests {
             let mut archive = tar::Archive::new(layer(&size, index, &GO_ON));
             for entry in archive.entries().unwrap() {
                 let entry = entry.unwrap();
-                let name = entry.path().unwrap().to_str().unwrap().trim_end_matches('/').to_owned();
+                let name = entry
+                    .path()
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .trim_end_matches('/')
+                    .to_owned();
                 match name.rsplit_once("/.wh.") {
                     Some((parent, victim)) => {
                         assert!(tree.remove(&format!("{parent}/{victim}")).is_some(), "{name}");

@@ -119,7 +119,11 @@ mod tests {
             assert!(pair[0].small_files < pair[1].small_files && pair[0].big_file < pair[1].big_file);
             assert!(pair[0].room(true).bytes < pair[1].room(true).bytes);
         }
-        assert!(sizes[0].room(false).bytes < 60 << 20, "{:?}", sizes[0].room(false));
+        assert!(
+            sizes[0].room(false).bytes < 60 << 20,
+            "{:?}",
+            sizes[0].room(false)
+        );
         assert!(sizes[1].room(false).bytes < sizes[1].room(true).bytes);
     }
 }

@@ -114,7 +114,11 @@ impl Subject {
     pub(crate) fn unpack(&mut self, parent: Option<&LayerId>, stream: impl Read + Send) -> Result<LayerId> {
         let key = self.key("unpack")?;
         // Like a digest it differs from others in its first digits, of which drivers make short names.
-        let layer = LayerId::new(format!("sha256:{:016x}{:048x}", seed::scramble(self.serial), self.serial))?;
+        let layer = LayerId::new(format!(
+            "sha256:{:016x}{:048x}",
+            seed::scramble(self.serial),
+            self.serial
+        ))?;
         self.driver.prepare(&key, parent, &PrepareOptions::default())?;
         let target = self.driver.apply_target(&key)?;
         let applied = apply(stream, &target, &ApplyOptions::default());
@@ -154,7 +158,8 @@ impl Subject {
         self.drop_container()?;
         let key = self.key("container")?;
         let top = self.top()?;
-        self.driver.prepare(&key, Some(&top), &PrepareOptions::default())?;
+        self.driver
+            .prepare(&key, Some(&top), &PrepareOptions::default())?;
         let (target, mounts) = self.mount(&key, Access::ReadWrite)?;
         let path = target.clone();
         self.container = Some(Container {
@@ -207,7 +212,8 @@ impl Subject {
             Some(target) => target,
             None => self.place.join("mnt").join(format!("{}-{key}", self.name())),
         };
-        fs::create_dir_all(&target).map_err(|error| Error::io(format!("mkdir {}", target.display()), error))?;
+        fs::create_dir_all(&target)
+            .map_err(|error| Error::io(format!("mkdir {}", target.display()), error))?;
         self.mounter.mount(&mounts, &target)?;
         Ok((target, mounts))
     }

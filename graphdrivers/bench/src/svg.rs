@@ -34,7 +34,11 @@ pub fn render(report: &Report) -> String {
     let rows = names.len().max(1) as f64;
     let group = rows * ROW + GAP;
     let bottom = TOP + group * report.workloads.len() as f64;
-    let refused: Vec<String> = report.drivers.iter().filter_map(DriverResult::not_measured).collect();
+    let refused: Vec<String> = report
+        .drivers
+        .iter()
+        .filter_map(DriverResult::not_measured)
+        .collect();
     let height = bottom + 70.0 + 18.0 * refused.len() as f64;
     let axis = Axis::for_report(report);
 
@@ -64,7 +68,11 @@ fn head(svg: &mut Svg, report: &Report) {
         machine.file_system,
         machine.kernel,
         machine.cpus,
-        if machine.user_namespace { " · user namespace" } else { "" },
+        if machine.user_namespace {
+            " · user namespace"
+        } else {
+            ""
+        },
         report.rounds,
         report.size.name,
     );
@@ -97,7 +105,11 @@ fn lines(svg: &mut Svg, workload: &WorkloadResult, names: &[&str], top: f64, axi
         svg.line((from, y), (to, y), colour(n), 6.0, 0.45);
         svg.dot(axis.x(ratio), y, colour(n));
         let class = if ratio < 1.005 { "best" } else { "" };
-        let label = format!("{}  {}", table::value(summary.median, workload.unit), times(ratio));
+        let label = format!(
+            "{}  {}",
+            table::value(summary.median, workload.unit),
+            times(ratio)
+        );
         svg.text(axis.x(ratio).max(to) + 10.0, y + 4.0, class, &label);
     }
 }
@@ -141,7 +153,8 @@ impl Axis {
 
     fn x(&self, ratio: f64) -> f64 {
         let place = |value: f64| if self.logarithmic { value.ln() } else { value };
-        let share = (place(ratio.max(self.smallest)) - place(self.smallest)) / (place(self.largest) - place(self.smallest));
+        let share = (place(ratio.max(self.smallest)) - place(self.smallest))
+            / (place(self.largest) - place(self.smallest));
         LEFT + share.min(1.0) * (WIDTH - LEFT - RIGHT)
     }
 
@@ -232,7 +245,10 @@ impl Svg {
     }
 
     fn dot(&mut self, x: f64, y: f64, colour: &str) {
-        let _ = writeln!(self.text, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\" fill=\"{colour}\"/>");
+        let _ = writeln!(
+            self.text,
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\" fill=\"{colour}\"/>"
+        );
     }
 
     fn finish(mut self) -> String {
@@ -269,37 +285,54 @@ mod tests {
         let root = document.root_element();
         assert_eq!(root.tag_name().name(), "svg");
         let height: f64 = root.attribute("height").unwrap().parse().unwrap();
-        let number = |node: roxmltree::Node<'_, '_>, name| node.attribute(name).unwrap().parse::<f64>().unwrap();
+        let number =
+            |node: roxmltree::Node<'_, '_>, name| node.attribute(name).unwrap().parse::<f64>().unwrap();
         let mut dots = 0;
         for node in document.descendants() {
             match node.tag_name().name() {
                 "circle" => {
                     dots += 1;
                     let (x, y) = (number(node, "cx"), number(node, "cy"));
-                    assert!((0.0..=WIDTH).contains(&x) && (0.0..=height).contains(&y), "{x} {y}");
+                    assert!(
+                        (0.0..=WIDTH).contains(&x) && (0.0..=height).contains(&y),
+                        "{x} {y}"
+                    );
                 }
                 "text" => {
                     let (x, y) = (number(node, "x"), number(node, "y"));
-                    assert!((0.0..=WIDTH).contains(&x) && (0.0..=height).contains(&y), "{node:?}");
+                    assert!(
+                        (0.0..=WIDTH).contains(&x) && (0.0..=height).contains(&y),
+                        "{node:?}"
+                    );
                 }
                 _ => {}
             }
         }
-        let text = document.descendants().filter_map(|node| node.text()).collect::<String>();
+        let text = document
+            .descendants()
+            .filter_map(|node| node.text())
+            .collect::<String>();
         (dots, text)
     }
 
     #[test]
     fn it_is_xml_with_a_dot_for_every_cell_inside_the_picture() {
         let mut report = made_up(
-            &[("overlay2", |_| 1.0), ("fuse-overlayfs", |_| 4.1), ("vfs", |_| 1300.0)],
+            &[
+                ("overlay2", |_| 1.0),
+                ("fuse-overlayfs", |_| 4.1),
+                ("vfs", |_| 1300.0),
+            ],
             &[("btrfs", "<not> \"btrfs\" & \u{1} no more")],
         );
         report.workloads[1].results[2].samples.clear();
         report.evaluate();
         let (dots, text) = check(&report);
         assert_eq!(dots, report.workloads.len() * 3 - 1 + 3);
-        assert!(text.contains("/home/a & b/.local") && text.contains("<not> \"btrfs\" & \u{fffd}"), "{text}");
+        assert!(
+            text.contains("/home/a & b/.local") && text.contains("<not> \"btrfs\" & \u{fffd}"),
+            "{text}"
+        );
         assert!(text.contains("logarithmic") && text.contains("1000×"));
     }
 

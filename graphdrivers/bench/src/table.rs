@@ -18,7 +18,11 @@ pub fn render(report: &Report, bold: (&str, &str), dim: (&str, &str)) -> String 
         machine.file_system,
         machine.kernel,
         machine.cpus,
-        if machine.user_namespace { ", in a user namespace" } else { "" },
+        if machine.user_namespace {
+            ", in a user namespace"
+        } else {
+            ""
+        },
         dim.0,
         report.rounds,
         report.size.name,
@@ -32,12 +36,15 @@ pub fn render(report: &Report, bold: (&str, &str), dim: (&str, &str)) -> String 
         let mut line = Line::new(&workload.title);
         for name in &names {
             let cell = workload.of(name);
-            noisy |= cell.and_then(|cell| cell.summary).is_some_and(|s| s.spread() > NOISY);
+            noisy |= cell
+                .and_then(|cell| cell.summary)
+                .is_some_and(|s| s.spread() > NOISY);
             if let Some(error) = cell.and_then(|cell| cell.error.as_ref()) {
                 errors.push(format!("{name}, {}: {error}", workload.title));
             }
             line.cells.push(cell_text(cell, workload.unit));
-            line.best.push(cell.is_some_and(|cell| cell.ratio.is_some_and(|ratio| ratio < 1.005)));
+            line.best
+                .push(cell.is_some_and(|cell| cell.ratio.is_some_and(|ratio| ratio < 1.005)));
         }
         lines.push(line);
     }
@@ -80,7 +87,10 @@ impl Line {
     fn head(names: &[&str]) -> Self {
         Self {
             title: String::new(),
-            cells: names.iter().map(|name| ((*name).to_owned(), String::new())).collect(),
+            cells: names
+                .iter()
+                .map(|name| ((*name).to_owned(), String::new()))
+                .collect(),
             best: vec![false; names.len()],
         }
     }
@@ -89,8 +99,12 @@ impl Line {
 fn scores(report: &Report, names: &[&str]) -> Line {
     let mut line = Line::new("weighted mean");
     for name in names {
-        let score = report.measured().find(|driver| driver.name == *name).and_then(|driver| driver.score);
-        line.cells.push((String::new(), score.map_or_else(|| "–".to_owned(), times)));
+        let score = report
+            .measured()
+            .find(|driver| driver.name == *name)
+            .and_then(|driver| driver.score);
+        line.cells
+            .push((String::new(), score.map_or_else(|| "–".to_owned(), times)));
         line.best.push(report.advice.driver.as_deref() == Some(*name));
     }
     line
@@ -108,7 +122,11 @@ fn cell_text(cell: Option<&Figures>, unit: Unit) -> (String, String) {
 pub(crate) fn value(value: f64, unit: Unit) -> String {
     if unit == Unit::Bytes {
         // Sizes are far below 2^53.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes on a disk")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "bytes on a disk"
+        )]
         return bytes(value.round() as u64);
     }
     match value {
@@ -125,7 +143,12 @@ fn align(lines: &[Line], bold: (&str, &str)) -> String {
     let columns = lines.first().map_or(0, |line| line.cells.len());
     let title = lines.iter().map(|line| width(&line.title)).max().unwrap_or(0);
     let widest = |of: fn(&(String, String)) -> &String, column: usize| {
-        lines.iter().skip(1).map(|line| width(of(&line.cells[column]))).max().unwrap_or(0)
+        lines
+            .iter()
+            .skip(1)
+            .map(|line| width(of(&line.cells[column])))
+            .max()
+            .unwrap_or(0)
     };
     let mut text = String::new();
     for line in lines {
@@ -134,7 +157,11 @@ fn align(lines: &[Line], bold: (&str, &str)) -> String {
             let (value, ratio) = &line.cells[column];
             let (values, ratios) = (widest(|c| &c.0, column), widest(|c| &c.1, column));
             let whole = (values + 2 + ratios).max(width(&lines[0].cells[column].0));
-            let cell = if ratio.is_empty() { value.clone() } else { format!("{value}  {ratio:>ratios$}") };
+            let cell = if ratio.is_empty() {
+                value.clone()
+            } else {
+                format!("{value}  {ratio:>ratios$}")
+            };
             let pad = " ".repeat(whole.saturating_sub(width(&cell)));
             let (open, close) = if line.best[column] { bold } else { ("", "") };
             let _ = write!(text, "   {pad}{open}{cell}{close}");
@@ -155,7 +182,11 @@ mod tests {
     fn columns_are_aligned_and_everything_is_said() {
         let refusal = "btrfs: /home/a is on ext4; the driver needs a btrfs file system";
         let mut report = made_up(
-            &[("overlay2", |_| 1.0), ("fuse-overlayfs", |_| 4.1), ("vfs", |_| 130.0)],
+            &[
+                ("overlay2", |_| 1.0),
+                ("fuse-overlayfs", |_| 4.1),
+                ("vfs", |_| 130.0),
+            ],
             &[("btrfs", refusal)],
         );
         report.workloads[2].results[2].error = Some("No space left on device".to_owned());
@@ -163,14 +194,30 @@ mod tests {
         report.workloads[4].results[0].samples = vec![0.01, 0.02, 0.05];
         report.evaluate();
         let text = render(&report, ("", ""), ("", ""));
-        assert!(text.contains("not measured: btrfs: /home/a is on ext4;"), "{text}");
-        assert!(text.contains("✗ vfs, walk the image, first time: No space left"), "{text}");
-        assert!(text.contains("use overlay2: 4.0× as fast as fuse-overlayfs"), "{text}");
+        assert!(
+            text.contains("not measured: btrfs: /home/a is on ext4;"),
+            "{text}"
+        );
+        assert!(
+            text.contains("✗ vfs, walk the image, first time: No space left"),
+            "{text}"
+        );
+        assert!(
+            text.contains("use overlay2: 4.0× as fast as fuse-overlayfs"),
+            "{text}"
+        );
         assert!(text.contains('~'), "{text}");
         let table: Vec<_> = text.lines().skip(3).take(report.workloads.len() + 2).collect();
         let widths: Vec<_> = table.iter().map(|line| line.chars().count()).collect();
-        let full: Vec<_> = widths.iter().zip(&table).filter(|(_, line)| line.ends_with('×')).collect();
-        assert!(full.len() > 10 && full.iter().all(|(width, _)| *width == full[0].0), "{text}");
+        let full: Vec<_> = widths
+            .iter()
+            .zip(&table)
+            .filter(|(_, line)| line.ends_with('×'))
+            .collect();
+        assert!(
+            full.len() > 10 && full.iter().all(|(width, _)| *width == full[0].0),
+            "{text}"
+        );
     }
 
     #[test]

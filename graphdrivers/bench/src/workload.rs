@@ -65,19 +65,91 @@ pub struct Workload {
 pub const WORKLOADS: [Workload; 14] = {
     use Group::{BigFiles, Changes, Disk, SmallFiles, Start};
     [
-        timed("unpack-small", SmallFiles, 3.0, |s| format!("unpack {} small files", grouped(s.small_files)), unpack_small),
-        timed("unpack-big", BigFiles, 1.0, |s| format!("unpack a file of {}", bytes(s.big_file)), unpack_big),
-        timed("walk-first", SmallFiles, 1.0, |_| "walk the image, first time".to_owned(), walk_first),
-        timed("walk-again", SmallFiles, 1.0, |_| "walk the image, again".to_owned(), walk_again),
-        timed("read-first", SmallFiles, 1.5, |_| "read its small files, first time".to_owned(), read_first),
-        timed("read-again", SmallFiles, 1.5, |_| "read its small files, again".to_owned(), read_again),
-        timed("create", SmallFiles, 2.0, |s| format!("create {} files", grouped(s.created_files)), create),
+        timed(
+            "unpack-small",
+            SmallFiles,
+            3.0,
+            |s| format!("unpack {} small files", grouped(s.small_files)),
+            unpack_small,
+        ),
+        timed(
+            "unpack-big",
+            BigFiles,
+            1.0,
+            |s| format!("unpack a file of {}", bytes(s.big_file)),
+            unpack_big,
+        ),
+        timed(
+            "walk-first",
+            SmallFiles,
+            1.0,
+            |_| "walk the image, first time".to_owned(),
+            walk_first,
+        ),
+        timed(
+            "walk-again",
+            SmallFiles,
+            1.0,
+            |_| "walk the image, again".to_owned(),
+            walk_again,
+        ),
+        timed(
+            "read-first",
+            SmallFiles,
+            1.5,
+            |_| "read its small files, first time".to_owned(),
+            read_first,
+        ),
+        timed(
+            "read-again",
+            SmallFiles,
+            1.5,
+            |_| "read its small files, again".to_owned(),
+            read_again,
+        ),
+        timed(
+            "create",
+            SmallFiles,
+            2.0,
+            |s| format!("create {} files", grouped(s.created_files)),
+            create,
+        ),
         timed("delete", SmallFiles, 1.0, |_| "delete them".to_owned(), delete),
-        timed("delete-image", SmallFiles, 1.0, |s| format!("delete {} files of the image", deleted(s)), delete_image),
-        timed("copy-up", BigFiles, 1.0, |s| format!("change a byte of {} (copy-up)", bytes(s.big_file)), copy_up),
-        timed("diff", Changes, 0.5, |_| "diff after one change".to_owned(), diff_one),
-        timed("commit", Changes, 1.0, |_| "commit one change".to_owned(), commit_one),
-        timed("start", Start, 3.0, |_| "start, run, remove a container".to_owned(), start),
+        timed(
+            "delete-image",
+            SmallFiles,
+            1.0,
+            |s| format!("delete {} files of the image", deleted(s)),
+            delete_image,
+        ),
+        timed(
+            "copy-up",
+            BigFiles,
+            1.0,
+            |s| format!("change a byte of {} (copy-up)", bytes(s.big_file)),
+            copy_up,
+        ),
+        timed(
+            "diff",
+            Changes,
+            0.5,
+            |_| "diff after one change".to_owned(),
+            diff_one,
+        ),
+        timed(
+            "commit",
+            Changes,
+            1.0,
+            |_| "commit one change".to_owned(),
+            commit_one,
+        ),
+        timed(
+            "start",
+            Start,
+            3.0,
+            |_| "start, run, remove a container".to_owned(),
+            start,
+        ),
         Workload {
             id: "disk",
             group: Disk,
@@ -234,7 +306,11 @@ fn walk(subject: &mut Subject) -> Result<f64> {
         }
         Ok(entries)
     })?;
-    expect("entries of the image", found, seed::contents(&subject.size).entries)?;
+    expect(
+        "entries of the image",
+        found,
+        seed::contents(&subject.size).entries,
+    )?;
     Ok(time)
 }
 
@@ -339,7 +415,11 @@ fn delete_image(subject: &mut Subject) -> Result<f64> {
         Ok(())
     })?;
     for package in &packages {
-        expect("packages left after their removal", u64::from(root.join(package).exists()), 0)?;
+        expect(
+            "packages left after their removal",
+            u64::from(root.join(package).exists()),
+            0,
+        )?;
     }
     Ok(time)
 }
@@ -349,7 +429,10 @@ fn copy_up(subject: &mut Subject) -> Result<f64> {
     let path = subject.container(|touched| !touched.copied_up)?.join(seed::BIG);
     subject.touch(|touched| touched.copied_up = true);
     let (time, ()) = seconds(|| {
-        let mut file = OpenOptions::new().append(true).open(&path).map_err(at("open", &path))?;
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(at("open", &path))?;
         file.write_all(b"x").map_err(at("write", &path))
     })?;
     let length = path.metadata().map_err(at("stat", &path))?.len();
@@ -411,10 +494,14 @@ fn start(subject: &mut Subject) -> Result<f64> {
     }
     let top = subject.top()?;
     let starts = subject.size.starts;
-    let mut keys = (0..starts).map(|_| subject.key("start")).collect::<Result<Vec<_>>>()?;
+    let mut keys = (0..starts)
+        .map(|_| subject.key("start"))
+        .collect::<Result<Vec<_>>>()?;
     let (time, ()) = seconds(|| {
         for key in keys.drain(..) {
-            subject.driver.prepare(&key, Some(&top), &PrepareOptions::default())?;
+            subject
+                .driver
+                .prepare(&key, Some(&top), &PrepareOptions::default())?;
             let (target, _) = subject.mount(&key, Access::Volatile)?;
             let ran = run(&target.join(seed::PROGRAM));
             subject.unmount_and_remove(&key, &target)?;
@@ -446,7 +533,9 @@ fn disk_use(subject: &mut Subject) -> Result<f64> {
     for _ in 0..subject.size.containers {
         subject.checked(Ok(()))?;
         let key = subject.key("disk")?;
-        subject.driver.prepare(&key, Some(&top), &PrepareOptions::default())?;
+        subject
+            .driver
+            .prepare(&key, Some(&top), &PrepareOptions::default())?;
         let (target, mounts) = subject.mount(&key, Access::ReadWrite)?;
         for name in [&seed::some_module()[..], "new"] {
             let path = target.join(name);
@@ -487,7 +576,13 @@ mod tests {
 
     #[test]
     fn numbers_as_people_write_them() {
-        assert_eq!([0, 999, 1000, 98_304, 1_234_567].map(grouped), ["0", "999", "1,000", "98,304", "1,234,567"]);
-        assert_eq!([256 << 20, 1 << 30, 1536 << 20, 5000].map(bytes), ["256 MiB", "1 GiB", "1.5 GiB", "4.9 KiB"]);
+        assert_eq!(
+            [0, 999, 1000, 98_304, 1_234_567].map(grouped),
+            ["0", "999", "1,000", "98,304", "1,234,567"]
+        );
+        assert_eq!(
+            [256 << 20, 1 << 30, 1536 << 20, 5000].map(bytes),
+            ["256 MiB", "1 GiB", "1.5 GiB", "4.9 KiB"]
+        );
     }
 }

@@ -69,8 +69,15 @@ fn every_line_has_figures_for_every_driver() {
     let scratch = Scratch::open(root.path()).unwrap();
     let go_on = Arc::new(AtomicBool::new(false));
     let mut steps = Vec::new();
-    let options = options(&["overlay2", "vfs", "fuse-overlayfs", "overlay2"], tiny(), root.path());
-    let report = run(&options, &scratch, &go_on, &mut |progress| steps.push(progress.clone())).unwrap();
+    let options = options(
+        &["overlay2", "vfs", "fuse-overlayfs", "overlay2"],
+        tiny(),
+        root.path(),
+    );
+    let report = run(&options, &scratch, &go_on, &mut |progress| {
+        steps.push(progress.clone())
+    })
+    .unwrap();
 
     assert_eq!(report.measured().count(), 3, "{:?}", report.drivers);
     for line in &report.workloads {
@@ -78,7 +85,10 @@ fn every_line_has_figures_for_every_driver() {
             assert_eq!(cell.error, None, "{}: {}", cell.driver, line.title);
             let rounds = if line.unit == Unit::Bytes { 1 } else { 2 };
             assert_eq!(cell.samples.len(), rounds, "{}: {}", cell.driver, line.title);
-            assert!(cell.samples.iter().all(|sample| *sample > 0.0) && cell.ratio.is_some_and(|ratio| ratio >= 1.0));
+            assert!(
+                cell.samples.iter().all(|sample| *sample > 0.0)
+                    && cell.ratio.is_some_and(|ratio| ratio >= 1.0)
+            );
         }
         assert!(line.results.iter().any(|cell| cell.ratio == Some(1.0)));
     }
@@ -95,8 +105,14 @@ fn every_line_has_figures_for_every_driver() {
     scratch.close().unwrap();
     nothing_left(root.path());
     let kept = fs::read_to_string(root.path().join(skiff_storage_bench::RESULT)).unwrap();
-    assert_eq!(skiff_storage_bench::Report::from_json(&kept).unwrap().advice, report.advice);
-    println!("{}", skiff_storage_bench::table::render(&report, ("", ""), ("", "")));
+    assert_eq!(
+        skiff_storage_bench::Report::from_json(&kept).unwrap().advice,
+        report.advice
+    );
+    println!(
+        "{}",
+        skiff_storage_bench::table::render(&report, ("", ""), ("", ""))
+    );
 }
 
 #[test]
@@ -137,7 +153,10 @@ fn mounts_of_a_broken_off_run_are_swept() {
         run(&options, &scratch, &go_on, &mut |progress| {
             if progress.what.starts_with("create") {
                 fs::create_dir_all(scratch.path().join("copy/mnt")).unwrap();
-                let bind = rustix::mount::mount_bind(scratch.path().join("overlay2"), scratch.path().join("copy/mnt"));
+                let bind = rustix::mount::mount_bind(
+                    scratch.path().join("overlay2"),
+                    scratch.path().join("copy/mnt"),
+                );
                 bind.unwrap();
                 std::panic::resume_unwind(Box::new("killed"));
             }
@@ -156,12 +175,24 @@ fn drivers_that_do_not_work_are_listed_and_unknown_ones_refused() {
     let root = tempfile::tempdir().unwrap();
     let scratch = Scratch::open(root.path()).unwrap();
     let go_on = Arc::new(AtomicBool::new(false));
-    let error = run(&options(&["overlay3"], tiny(), root.path()), &scratch, &go_on, &mut |_| ()).unwrap_err();
+    let error = run(
+        &options(&["overlay3"], tiny(), root.path()),
+        &scratch,
+        &go_on,
+        &mut |_| (),
+    )
+    .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     assert!(error.to_string().contains("overlay3"), "{error}");
 
     let mut enormous = tiny();
     enormous.big_file = 1 << 60;
-    let error = run(&options(&["vfs"], enormous, root.path()), &scratch, &go_on, &mut |_| ()).unwrap_err();
+    let error = run(
+        &options(&["vfs"], enormous, root.path()),
+        &scratch,
+        &go_on,
+        &mut |_| (),
+    )
+    .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
 }

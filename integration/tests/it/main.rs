@@ -7,6 +7,8 @@ mod harness;
 #[cfg(test)]
 mod api;
 #[cfg(test)]
+mod bench_storage;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod daemon;
