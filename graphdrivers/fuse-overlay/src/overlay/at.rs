@@ -29,7 +29,7 @@ impl Overlay {
         if let Some(fd) = &place.fd {
             return act(At::Fd(fd.as_fd()), place.layer);
         }
-        let parent = place.parent.as_ref().ok_or(Errno::STALE)?;
+        let parent = place.parent.as_ref().ok_or(Errno::STALE)?.node();
         let slot = self.directory_of(parent)?.slot(place.layer).ok_or(Errno::STALE)?;
         let fd = self.slot_fd(parent, slot)?;
         act(At::Name(fd.as_fd(), &place.name), place.layer)

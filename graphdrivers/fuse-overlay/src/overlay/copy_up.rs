@@ -56,11 +56,8 @@ impl Overlay {
             if place.layer == UPPER {
                 return Ok(false);
             }
-            (
-                place.parent.clone().ok_or(Errno::STALE)?,
-                place.name.clone(),
-                place.layer,
-            )
+            let parent = place.parent.as_ref().ok_or(Errno::STALE)?;
+            (Arc::clone(parent.node()), place.name.clone(), place.layer)
         };
         let upper = match self.upper_fd(&parent) {
             Err(Errno::NOENT) if node.is_removed() => None,
@@ -283,7 +280,7 @@ impl Overlay {
         let mut missing = vec![Arc::clone(node)];
         let mut here = Arc::clone(node);
         loop {
-            let parent = read(&here.place).parent.clone().ok_or(Errno::STALE)?;
+            let parent = here.parent().ok_or(Errno::STALE)?;
             if self.directory_of(&parent)?.upper.get().is_some() {
                 break;
             }
@@ -304,7 +301,8 @@ impl Overlay {
         }
         let (parent, name) = {
             let place = read(&node.place);
-            (place.parent.clone().ok_or(Errno::STALE)?, place.name.clone())
+            let parent = place.parent.as_ref().ok_or(Errno::STALE)?;
+            (Arc::clone(parent.node()), place.name.clone())
         };
         let (below, layer) = self.top_fd(node)?;
         let source = At::Fd(below.as_fd());

@@ -6,8 +6,8 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -155,7 +155,7 @@ impl Overlay {
         }
         let kind = layer::kind_of(stat);
         let key = self.table.key(UPPER, stat.st_dev, stat.st_ino);
-        let make = |id| {
+        let make = |id: (u64, &Weak<Table>)| {
             let directory = (kind == FileType::Directory).then(|| {
                 let directory = Directory::new(Some(Slot::of_ours(stat)), Vec::new(), stat);
                 if let Some(parent) = &parent.directory {
@@ -446,7 +446,7 @@ impl Overlay {
             }
             place.learn(&parent, name);
             drop(place);
-            Table::reference(&node);
+            node.lookups.fetch_add(1, Ordering::Relaxed);
             self.entry(&node, &stat, UPPER, &at)
         })
     }
@@ -462,7 +462,7 @@ impl Overlay {
                 AtFlags::SYMLINK_FOLLOW,
             );
         }
-        let parent = place.parent.as_ref().ok_or(Errno::NOENT)?;
+        let parent = place.parent.as_ref().ok_or(Errno::NOENT)?.node();
         let slot = self.directory_of(parent)?.slot(UPPER).ok_or(Errno::STALE)?;
         let from = self.slot_fd(parent, slot)?;
         fs::linkat(&*from, &*place.name, directory, name, AtFlags::empty())

@@ -197,4 +197,15 @@ impl Descriptors {
             },
         )
     }
+
+    /// Opens an open directory once more, to read it without a trace: it may belong to a layer that others share.
+    pub(super) fn open_quietly(&self, directory: impl AsFd) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        self.with_room(
+            || match fs::openat(&directory, c".", flags | OFlags::NOATIME, Mode::empty()) {
+                Err(Errno::PERM) => fs::openat(&directory, c".", flags, Mode::empty()),
+                outcome => outcome,
+            },
+        )
+    }
 }

@@ -10,7 +10,7 @@ use super::at::At;
 use super::layer::{kind_of, stat_at};
 use super::listing::{Listing, Name};
 use super::lock::{lock, read};
-use super::node::Node;
+use super::node::{Known, Node};
 use super::resolve::Found;
 use super::types::{DirEntry, Entry};
 use super::{Overlay, Result};
@@ -21,7 +21,7 @@ const DOTS: [&str; 2] = [".", ".."];
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct DirectoryHandle {
-    node: Arc<Node>,
+    node: Known,
     listing: Mutex<Option<Arc<Listing>>>,
 }
 
@@ -29,14 +29,14 @@ impl Overlay {
     pub(super) fn do_opendir(&self, node: u64) -> Result<u64> {
         let node = self.directory_node(node)?;
         Ok(self.directories.insert(Arc::new(DirectoryHandle {
-            node,
+            node: Known::new(&node),
             listing: Mutex::default(),
         })))
     }
 
     /// The handle's listing: a new one if it is read from the start and names changed since the last.
     fn listing(&self, handle: &DirectoryHandle, from_the_start: bool) -> Result<Arc<Listing>> {
-        let directory = self.directory_of(&handle.node)?;
+        let directory = self.directory_of(handle.node.node())?;
         let mut cached = lock(&handle.listing);
         if let Some(listing) = &*cached
             && (!from_the_start || listing.version == directory.version())
@@ -44,14 +44,14 @@ impl Overlay {
             return Ok(Arc::clone(listing));
         }
         let _names = read(&directory.names);
-        let listing = Arc::new(self.list(&handle.node)?);
+        let listing = Arc::new(self.list(handle.node.node())?);
         *cached = Some(Arc::clone(&listing));
         Ok(listing)
     }
 
     /// Gives `.` and `..`, as far as asked for. Whether all were taken.
     fn dots(&self, node: &Arc<Node>, offset: u64, fill: &mut dyn FnMut(&DirEntry<'_>) -> bool) -> bool {
-        let parent = read(&node.place).parent.clone();
+        let parent = node.parent();
         let inos = [node.ino(), parent.map_or(node.ino(), |parent| parent.ino())];
         (0u64..).zip(DOTS.into_iter().zip(inos)).all(|(i, (name, ino))| {
             i < offset
@@ -72,7 +72,7 @@ impl Overlay {
     ) -> Result<()> {
         let handle = self.directories.get(handle).ok_or(Errno::BADF)?;
         let listing = self.listing(&handle, offset == 0)?;
-        if !self.dots(&handle.node, offset, fill) {
+        if !self.dots(handle.node.node(), offset, fill) {
             return Ok(());
         }
         for (name, offset) in from(&listing, offset) {
@@ -91,18 +91,18 @@ impl Overlay {
     ) -> Result<()> {
         let handle = self.directories.get(handle).ok_or(Errno::BADF)?;
         let listing = self.listing(&handle, offset == 0)?;
-        if !self.dots(&handle.node, offset, &mut |entry| fill(entry, None)) {
+        if !self.dots(handle.node.node(), offset, &mut |entry| fill(entry, None)) {
             return Ok(());
         }
-        let directory = self.directory_of(&handle.node)?;
+        let directory = self.directory_of(handle.node.node())?;
         for (name, offset) in from(&listing, offset) {
             let file = listing.name(name);
             let known = {
                 let _names = read(&directory.names);
                 let current = directory.version() == listing.version;
-                match self.find_listed(&handle.node, &listing, name, current)? {
+                match self.find_listed(handle.node.node(), &listing, name, current)? {
                     Some(found) => {
-                        let node = self.known(&handle.node, file, &found);
+                        let node = self.known(handle.node.node(), file, &found);
                         let at = At::Name(found.parent.as_fd(), file);
                         self.entry(&node, &found.stat, found.layer, &at)
                             .map(|entry| (node, entry))
@@ -154,13 +154,13 @@ impl Overlay {
 
     pub(super) fn do_fsyncdir(&self, handle: u64, data_only: bool) -> Result<()> {
         let handle = self.directories.get(handle).ok_or(Errno::BADF)?;
-        let Some(slot) = self.directory_of(&handle.node)?.upper.get() else {
+        let Some(slot) = self.directory_of(handle.node.node())?.upper.get() else {
             return Ok(());
         };
-        if self.config.volatile || handle.node.is_removed() || self.work.is_none() {
+        if self.config.volatile || handle.node.node().is_removed() || self.work.is_none() {
             return Ok(());
         }
-        let fd = self.slot_fd(&handle.node, slot)?;
+        let fd = self.slot_fd(handle.node.node(), slot)?;
         if data_only {
             fs::fdatasync(fd.as_fd())
         } else {

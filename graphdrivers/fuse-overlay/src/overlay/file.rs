@@ -18,7 +18,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::at::At;
 use super::layer::UPPER;
 use super::lock::{lock, read, write};
-use super::node::Node;
+use super::node::{Known, Node};
 use super::types::Opened;
 use super::{Overlay, Result};
 
@@ -26,7 +26,7 @@ use super::{Overlay, Result};
 #[derive(Debug)]
 pub struct FileHandle {
     fd: RwLock<Arc<OwnedFd>>,
-    node: Arc<Node>,
+    node: Known,
     writable: bool,
     /// Lies in the upper directory.
     upper: AtomicBool,
@@ -36,7 +36,7 @@ impl FileHandle {
     pub(super) fn new(node: &Arc<Node>, fd: Arc<OwnedFd>, writable: bool, upper: bool) -> Arc<Self> {
         Arc::new(Self {
             fd: RwLock::new(fd),
-            node: Arc::clone(node),
+            node: Known::new(node),
             writable,
             upper: AtomicBool::new(upper),
         })
@@ -56,7 +56,7 @@ impl FileHandle {
     }
 
     pub(super) fn is_of(&self, node: &Arc<Node>) -> bool {
-        Arc::ptr_eq(&self.node, node)
+        Arc::ptr_eq(self.node.node(), node)
     }
 
     pub(super) fn is_writable(&self) -> bool {
@@ -72,7 +72,7 @@ impl FileHandle {
         if self.is_upper() {
             UPPER
         } else {
-            read(&self.node.place).layer
+            read(&self.node.node().place).layer
         }
     }
 }
@@ -147,13 +147,14 @@ impl Overlay {
 
     /// Gives a handle its number.
     pub(super) fn note(&self, handle: Arc<FileHandle>) -> u64 {
-        lock(&handle.node.handles).push(Arc::downgrade(&handle));
+        lock(&handle.node.node().handles).push(Arc::downgrade(&handle));
         self.files.insert(handle)
     }
 
     pub(super) fn do_release(&self, handle: u64) {
         if let Some(handle) = self.files.remove(handle) {
-            lock(&handle.node.handles).retain(|weak| !std::ptr::eq(weak.as_ptr(), Arc::as_ptr(&handle)));
+            lock(&handle.node.node().handles)
+                .retain(|weak| !std::ptr::eq(weak.as_ptr(), Arc::as_ptr(&handle)));
         }
     }
 
@@ -196,7 +197,7 @@ impl Overlay {
     pub(super) fn do_kill_privileges(&self, handle: u64) -> Result<()> {
         let handle = self.file(handle)?;
         let fd = handle.fd();
-        self.drop_privileges(&handle.node, &At::Fd(fd.as_fd()))
+        self.drop_privileges(handle.node.node(), &At::Fd(fd.as_fd()))
     }
 
     pub(super) fn do_fsync(&self, handle: u64, data_only: bool) -> Result<()> {

@@ -60,7 +60,7 @@ pub(super) fn raw(
     descriptors: &Descriptors,
     mut each: impl FnMut(&RawDirEntry<'_>),
 ) -> Result<()> {
-    let fd = descriptors.open(directory, c".")?;
+    let fd = descriptors.open_quietly(directory)?;
     entries(fd, &mut each)
 }
 

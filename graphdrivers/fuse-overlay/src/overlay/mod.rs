@@ -27,7 +27,7 @@ mod work;
 mod xattr;
 
 use std::ffi::OsStr;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use rustix::fs::{self, FileType, Mode};
 use rustix::io::Errno;
@@ -58,7 +58,7 @@ pub struct Overlay {
     work: Option<Work>,
     /// Whose files are that we make.
     own: (u32, u32),
-    table: Table,
+    table: Arc<Table>,
     files: Handles<FileHandle>,
     directories: Handles<DirectoryHandle>,
     descriptors: Descriptors,
@@ -154,7 +154,7 @@ impl Overlay {
         let directory = Directory::new(upper, slots, stat);
         let key = self.table.key(UPPER, stat.st_dev, stat.st_ino);
         let ino = self.devices.ino(shown.0, shown.1);
-        let make = |id| {
+        let make = |id: (u64, &Weak<Table>)| {
             Node::new(
                 id,
                 FileType::Directory,
@@ -201,6 +201,7 @@ impl Overlay {
 
     /// The kernel dropped `count` references to an inode.
     pub fn forget(&self, node: u64, count: u64) {
+        // Dropped after the table let it go: it may be the last of its ancestors' children.
         if let Some(node) = self.table.get(node) {
             self.table.forget(&node, count);
         }

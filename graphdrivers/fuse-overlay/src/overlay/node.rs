@@ -4,6 +4,7 @@
 //! other file lies in one layer, found by a name in a directory ([`Place`]) and not by a descriptor, of which there
 //! would be too many. Once it has no name (unlinked, or made without one) a descriptor keeps it.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -15,15 +16,17 @@ use super::descriptors::Kept;
 use super::file::FileHandle;
 use super::layer::UPPER;
 use super::lock::{lock, read, write};
-use super::table::Key;
+use super::table::{Key, Table};
 
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) id: u64,
+    /// To leave it when nobody knows the node any more.
+    table: Weak<Table>,
     pub(super) kind: FileType,
     /// `st_ino`.
     pub(super) shown_ino: AtomicU64,
-    /// References the kernel holds; see `table`.
+    /// References that the kernel, children and handles hold; see `table`.
     pub(super) lookups: AtomicU64,
     pub(super) key: Mutex<Option<Key>>,
     pub(super) place: RwLock<Place>,
@@ -42,14 +45,14 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) struct Place {
     /// `None` for the root, and for a file that never had a name.
-    pub(super) parent: Option<Arc<Node>>,
+    pub(super) parent: Option<Known>,
     pub(super) name: Box<OsStr>,
     /// The layer it lies in (not used for directories).
     pub(super) layer: u16,
     /// Keeps a file of the upper directory that has no (known) name; used instead of the name.
     pub(super) fd: Option<Arc<OwnedFd>>,
     /// Further names of a file in the upper directory that are known.
-    pub(super) aliases: Vec<(Arc<Node>, Box<OsStr>)>,
+    pub(super) aliases: Vec<(Known, Box<OsStr>)>,
 }
 
 /// What a directory has besides.
@@ -161,7 +164,7 @@ impl Directory {
 
 impl Node {
     pub(super) fn new(
-        id: u64,
+        (id, table): (u64, &Weak<Table>),
         kind: FileType,
         shown_ino: u64,
         place: Place,
@@ -169,6 +172,7 @@ impl Node {
     ) -> Self {
         Self {
             id,
+            table: Weak::clone(table),
             kind,
             shown_ino: AtomicU64::new(shown_ino),
             lookups: AtomicU64::new(0),
@@ -199,6 +203,13 @@ impl Node {
         lock(&self.handles).iter().find_map(Weak::upgrade)
     }
 
+    pub(super) fn parent(&self) -> Option<Arc<Self>> {
+        read(&self.place)
+            .parent
+            .as_ref()
+            .map(|parent| Arc::clone(parent.node()))
+    }
+
     /// Whether `self` is `other` or lies below it.
     pub(super) fn is_within(self: &Arc<Self>, other: &Arc<Self>) -> bool {
         let mut here = Arc::clone(self);
@@ -206,8 +217,7 @@ impl Node {
             if Arc::ptr_eq(&here, other) {
                 return true;
             }
-            let parent = read(&here.place).parent.clone();
-            match parent {
+            match here.parent() {
                 Some(parent) => here = parent,
                 None => return false,
             }
@@ -216,16 +226,15 @@ impl Node {
 
     /// The file has the name `name` in `parent` now, and no other that mattered.
     pub(super) fn move_to(&self, parent: &Arc<Self>, name: &OsStr) {
-        let mut place = write(&self.place);
-        place.parent = Some(Arc::clone(parent));
-        place.name = name.into();
+        let old = write(&self.place).set_name(parent, name);
+        drop(old);
     }
 }
 
 impl Place {
     pub(super) fn new(parent: &Arc<Node>, name: &OsStr, layer: u16) -> Self {
         Self {
-            parent: Some(Arc::clone(parent)),
+            parent: Some(Known::new(parent)),
             name: name.into(),
             layer,
             fd: None,
@@ -244,24 +253,27 @@ impl Place {
     }
 
     pub(super) fn is(&self, parent: &Arc<Node>, name: &OsStr) -> bool {
-        self.fd.is_none()
-            && *self.name == *name
-            && self.parent.as_ref().is_some_and(|p| Arc::ptr_eq(p, parent))
+        self.fd.is_none() && *self.name == *name && self.parent.as_ref().is_some_and(|known| known.is(parent))
+    }
+
+    /// The file has this name now. Gives the old parent, to be let go without a lock.
+    #[must_use = "to be dropped when no lock is held"]
+    fn set_name(&mut self, parent: &Arc<Node>, name: &OsStr) -> Option<Known> {
+        self.name = name.into();
+        self.parent.replace(Known::new(parent))
     }
 
     /// Notes a further name.
     pub(super) fn learn(&mut self, parent: &Arc<Node>, name: &OsStr) {
-        if self.fd.is_some() {
-            self.fd = None;
-            self.parent = Some(Arc::clone(parent));
-            self.name = name.into();
+        if self.fd.take().is_some() {
+            let _none = self.set_name(parent, name);
         } else if !self.is(parent, name)
             && !self
                 .aliases
                 .iter()
-                .any(|(p, n)| Arc::ptr_eq(p, parent) && **n == *name)
+                .any(|(known, n)| known.is(parent) && **n == *name)
         {
-            self.aliases.push((Arc::clone(parent), name.into()));
+            self.aliases.push((Known::new(parent), name.into()));
         }
     }
 
@@ -277,26 +289,81 @@ impl Place {
             }
         } else {
             self.aliases
-                .retain(|(p, n)| !(Arc::ptr_eq(p, parent) && **n == *name));
+                .retain(|(known, n)| !(known.is(parent) && **n == *name));
         }
         false
     }
+
+    /// One name became another.
+    pub(super) fn renamed(&mut self, from: (&Arc<Node>, &OsStr), to: (&Arc<Node>, &OsStr)) {
+        if self.is(from.0, from.1) {
+            let _old = self.set_name(to.0, to.1);
+        } else {
+            self.unlearn(from.0, from.1);
+            self.learn(to.0, to.1);
+        }
+    }
 }
 
-/// A deep tree ends from below, one ancestor after the other, not by recursion.
-impl Drop for Node {
+/// A counted reference: its node stays in the table, as if the kernel knew it. Held by children and open handles, so
+/// that there is never a second node for a directory that one of them uses.
+#[derive(Debug)]
+pub(super) struct Known {
+    node: Option<Arc<Node>>,
+}
+
+impl Known {
+    /// One reference more to a node that is known at this moment.
+    pub(super) fn new(node: &Arc<Node>) -> Self {
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        Self::taken(Arc::clone(node))
+    }
+
+    /// Takes over a reference that was counted already.
+    pub(super) fn taken(node: Arc<Node>) -> Self {
+        Self { node: Some(node) }
+    }
+
+    #[expect(clippy::expect_used, reason = "empty only while it is dropped")]
+    pub(super) fn node(&self) -> &Arc<Node> {
+        self.node
+            .as_ref()
+            .expect("a reference is empty only while it is dropped")
+    }
+
+    fn is(&self, node: &Arc<Node>) -> bool {
+        Arc::ptr_eq(self.node(), node)
+    }
+}
+
+/// The last reference to a deep tree ends it from below, one ancestor after the other, not by recursion.
+impl Drop for Known {
     fn drop(&mut self) {
-        let place = self
-            .place
-            .get_mut()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut next = place.parent.take();
-        while let Some(mut node) = next.and_then(Arc::into_inner) {
-            let place = node
-                .place
-                .get_mut()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            next = place.parent.take();
+        thread_local! {
+            static PENDING: RefCell<Option<Vec<Arc<Node>>>> = const { RefCell::new(None) };
         }
+        let Some(node) = self.node.take() else { return };
+        let first = PENDING.with_borrow_mut(|pending| match pending {
+            Some(pending) => {
+                pending.push(node);
+                None
+            }
+            None => {
+                *pending = Some(Vec::new());
+                Some(node)
+            }
+        });
+        let mut next = first;
+        if next.is_none() {
+            return;
+        }
+        while let Some(node) = next {
+            if let Some(table) = node.table.upgrade() {
+                table.forget(&node, 1);
+            }
+            drop(node);
+            next = PENDING.with_borrow_mut(|pending| pending.as_mut().and_then(Vec::pop));
+        }
+        PENDING.with_borrow_mut(|pending| *pending = None);
     }
 }

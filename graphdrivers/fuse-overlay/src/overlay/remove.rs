@@ -14,31 +14,11 @@ use rustix::io::Errno;
 use super::at::At;
 use super::descriptors::DirectoryFd;
 use super::lock::{read, write};
-use super::node::{Node, Place};
+use super::node::{Known, Node, Place};
 use super::resolve::Found;
 use super::{Overlay, Result};
 
-/// A reference to a node that is given back.
-pub(super) struct Held<'a> {
-    overlay: &'a Overlay,
-    pub(super) node: Arc<Node>,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.overlay.table.forget(&self.node, 1);
-    }
-}
-
 impl Overlay {
-    /// The node of what was found, known for as long as the answer lives.
-    pub(super) fn held(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Held<'_> {
-        Held {
-            overlay: self,
-            node: self.known(parent, name, found),
-        }
-    }
-
     /// The upper directory of `parent`, made only if `name` is there to be removed from it.
     fn upper_to_remove(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Arc<DirectoryFd>> {
         let directory = self.directory_of(parent)?;
@@ -145,18 +125,19 @@ impl Overlay {
         if !found.is_directory() {
             return Err(Errno::NOTDIR);
         }
-        let held = self.held(&parent, name, &found);
-        let victim = self.directory_of(&held.node)?;
+        let known = Known::taken(self.known(&parent, name, &found));
+        let node = known.node();
+        let victim = self.directory_of(node)?;
         let _victim = write(&victim.names);
         let in_upper = victim.upper.get().is_some();
         let covered = !in_upper || self.is_covered(&parent, name)?;
-        self.pin(&held.node)?;
+        self.pin(node)?;
         let simple = in_upper && !covered;
         match simple.then(|| fs::unlinkat(&*upper, name, AtFlags::REMOVEDIR)) {
             Some(Ok(())) => {}
             Some(Err(Errno::NOTEMPTY | Errno::EXIST)) | None => {
-                if !self.is_empty(&held.node)? {
-                    self.unpin(&held.node);
+                if !self.is_empty(node)? {
+                    self.unpin(node);
                     return Err(Errno::NOTEMPTY);
                 }
                 let staged = work.name();
@@ -175,7 +156,7 @@ impl Overlay {
             }
             Some(Err(errno)) => return Err(errno),
         }
-        self.directory_is_gone(&held.node);
+        self.directory_is_gone(node);
         directory.changed();
         directory.count(-1);
         Ok(())

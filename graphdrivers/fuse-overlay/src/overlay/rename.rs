@@ -22,8 +22,7 @@ use super::at::At;
 use super::descriptors::DirectoryFd;
 use super::layer::{is_whiteout, stat_at};
 use super::lock::{lock, read, write};
-use super::node::{Node, Place};
-use super::remove::Held;
+use super::node::{Known, Node, Place};
 use super::resolve::Found;
 use super::work::Work;
 use super::{Overlay, Result};
@@ -38,8 +37,8 @@ struct End<'a> {
 }
 
 /// Something that moves or is replaced.
-struct Moved<'a> {
-    held: Held<'a>,
+struct Moved {
+    node: Known,
     found: Found,
 }
 
@@ -93,12 +92,12 @@ impl Overlay {
         let held = {
             let _names = read(&self.directory_of(parent)?.names);
             let found = self.resolve(parent, name, false)?.ok_or(Errno::NOENT)?;
-            self.held(parent, name, &found)
+            Known::taken(self.known(parent, name, &found))
         };
-        match &held.node.directory {
+        match &held.node().directory {
             Some(directory) if !directory.is_pure_upper() => Err(Errno::XDEV),
             Some(_) => Ok(()),
-            None => self.copy_up(&held.node, None).map(drop),
+            None => self.copy_up(held.node(), None).map(drop),
         }
     }
 
@@ -118,9 +117,9 @@ impl Overlay {
         Ok((first, Some(second)))
     }
 
-    fn moved(&self, end: &End<'_>) -> Result<Option<Moved<'_>>> {
+    fn moved(&self, end: &End<'_>) -> Result<Option<Moved>> {
         Ok(self.resolve(end.parent, end.name, false)?.map(|found| Moved {
-            held: self.held(end.parent, end.name, &found),
+            node: Known::taken(self.known(end.parent, end.name, &found)),
             found,
         }))
     }
@@ -133,7 +132,7 @@ impl Overlay {
         let target = self.moved(new)?;
         self.may_move(&source, new)?;
         if let Some(target) = &target {
-            if Arc::ptr_eq(&source.held.node, &target.held.node) {
+            if Arc::ptr_eq(source.node.node(), target.node.node()) {
                 // Two names of one file: rename(2) leaves both.
                 return if flags == RenameFlags::NOREPLACE {
                     Err(Errno::EXIST)
@@ -155,10 +154,10 @@ impl Overlay {
         }
     }
 
-    fn may_move(&self, moved: &Moved<'_>, to: &End<'_>) -> Result<()> {
-        match &moved.held.node.directory {
+    fn may_move(&self, moved: &Moved, to: &End<'_>) -> Result<()> {
+        match &moved.node.node().directory {
             Some(directory) if !directory.is_pure_upper() => Err(Errno::XDEV),
-            Some(_) if to.parent.is_within(&moved.held.node) => Err(Errno::INVAL),
+            Some(_) if to.parent.is_within(moved.node.node()) => Err(Errno::INVAL),
             None if !self.is_upper(moved.found.layer) => Err(AGAIN),
             _ => Ok(()),
         }
@@ -169,16 +168,16 @@ impl Overlay {
         work: &Work,
         old: &End<'_>,
         new: &End<'_>,
-        source: &Moved<'_>,
-        target: Option<&Moved<'_>>,
+        source: &Moved,
+        target: Option<&Moved>,
     ) -> Result<()> {
-        let directory = source.held.node.is_directory();
+        let directory = source.node.node().is_directory();
         match target {
-            Some(target) if target.held.node.is_directory() => {
+            Some(target) if target.node.node().is_directory() => {
                 if !directory {
                     return Err(Errno::ISDIR);
                 }
-                if old.parent.is_within(&target.held.node) {
+                if old.parent.is_within(target.node.node()) {
                     return Err(Errno::NOTEMPTY);
                 }
             }
@@ -197,28 +196,22 @@ impl Overlay {
         work: &Work,
         old: &End<'_>,
         new: &End<'_>,
-        source: &Moved<'_>,
-        target: Option<&Moved<'_>>,
+        source: &Moved,
+        target: Option<&Moved>,
     ) -> Result<()> {
-        let (node, victim) = (&source.held.node, target.map(|target| &target.held.node));
+        let (node, victim) = (source.node.node(), target.map(|target| target.node.node()));
         let (mut place, mut victim_place) = lock_places(node, victim);
         let kept = match (target, &victim_place) {
             (Some(target), Some(place)) if self.is_upper(target.found.layer) => {
-                self.keep_nameless(&target.held.node, place, new.parent, &new.upper, new.name)
+                self.keep_nameless(target.node.node(), place, new.parent, &new.upper, new.name)
             }
             _ => None,
         };
         self.rename_away(work, old, new)?;
-        if place.is(old.parent, old.name) {
-            place.parent = Some(Arc::clone(new.parent));
-            place.name = new.name.into();
-        } else {
-            place.unlearn(old.parent, old.name);
-            place.learn(new.parent, new.name);
-        }
+        place.renamed((old.parent, old.name), (new.parent, new.name));
         if let (Some(target), Some(victim)) = (target, &mut victim_place) {
             self.lost_name(
-                &target.held.node,
+                target.node.node(),
                 victim,
                 new.parent,
                 new.name,
@@ -253,11 +246,11 @@ impl Overlay {
         work: &Work,
         old: &End<'_>,
         new: &End<'_>,
-        source: &Moved<'_>,
-        target: Option<&Moved<'_>>,
+        source: &Moved,
+        target: Option<&Moved>,
     ) -> Result<()> {
-        let node = &source.held.node;
-        let victim = target.map(|target| &target.held.node);
+        let node = source.node.node();
+        let victim = target.map(|target| target.node.node());
         let victim_names = match victim.and_then(|victim| victim.directory.as_ref()) {
             Some(directory) => Some(write(&directory.names)),
             None => None,
@@ -324,8 +317,8 @@ impl Overlay {
         }
     }
 
-    fn exchange(&self, old: &End<'_>, new: &End<'_>, source: &Moved<'_>, target: &Moved<'_>) -> Result<()> {
-        let (a, b) = (&source.held.node, &target.held.node);
+    fn exchange(&self, old: &End<'_>, new: &End<'_>, source: &Moved, target: &Moved) -> Result<()> {
+        let (a, b) = (source.node.node(), target.node.node());
         for (moved, end, covered) in [(a, old, new.covered), (b, new, old.covered)] {
             if moved.is_directory() && covered {
                 self.make_opaque(end)?;
@@ -345,13 +338,7 @@ impl Overlay {
         }
         for (place, was, is) in [(&mut place_a, old, new), (&mut place_b, new, old)] {
             if let Some(place) = place {
-                if place.is(was.parent, was.name) {
-                    place.parent = Some(Arc::clone(is.parent));
-                    place.name = is.name.into();
-                } else {
-                    place.unlearn(was.parent, was.name);
-                    place.learn(is.parent, is.name);
-                }
+                place.renamed((was.parent, was.name), (is.parent, is.name));
             }
         }
         let change = i32::from(b.is_directory()) - i32::from(a.is_directory());

@@ -321,7 +321,8 @@ impl Overlay {
             }
             let (parent, name) = {
                 let place = read(&here.place);
-                (place.parent.clone().ok_or(Errno::STALE)?, place.name.clone())
+                let parent = place.parent.as_ref().ok_or(Errno::STALE)?;
+                (Arc::clone(parent.node()), place.name.clone())
             };
             way.push((std::mem::replace(&mut here, parent), name));
         };

@@ -1,4 +1,4 @@
-//! The inodes the kernel knows, by their number and by what they are on disk.
+//! The inodes that the kernel, an open handle or a known child knows, by their number and by what they are on disk.
 //!
 //! Both maps are sharded; no system call is made under a shard's lock. A node enters with its first reference and
 //! leaves with its last; its number is never used again.
@@ -12,7 +12,7 @@
 
 use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use hashbrown::{DefaultHashBuilder, HashMap};
 
@@ -35,6 +35,7 @@ pub(super) struct Key {
 
 #[derive(Debug)]
 pub(super) struct Table {
+    this: Weak<Self>,
     numbers: Box<[RwLock<Map<u64>>]>,
     keys: Box<[Mutex<Map<Key>>]>,
     next: AtomicU64,
@@ -42,13 +43,14 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new() -> Self {
-        Self {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
             numbers: (0..SHARDS).map(|_| RwLock::default()).collect(),
             keys: (0..SHARDS).map(|_| Mutex::default()).collect(),
             next: AtomicU64::new(ROOT),
             hasher: DefaultHashBuilder::default(),
-        }
+        })
     }
 
     pub(super) fn hash(&self, of: impl Hash) -> u64 {
@@ -95,7 +97,7 @@ impl Table {
         &self,
         key: Key,
         fits: impl FnOnce(&Node) -> bool,
-        make: impl FnOnce(u64) -> Node,
+        make: impl FnOnce((u64, &Weak<Self>)) -> Node,
     ) -> (Arc<Node>, bool) {
         let mut shard = lock(self.shard(&key));
         if let Some(node) = shard.get(&key)
@@ -106,22 +108,20 @@ impl Table {
         }
         let node = self.number(make);
         *lock(&node.key) = Some(key);
-        shard.insert(key, Arc::clone(&node));
+        let stale = shard.insert(key, Arc::clone(&node));
+        // A node that ends gives its parent back, which takes shards' locks.
+        drop(shard);
+        drop(stale);
         (node, true)
     }
 
     /// A new node without a key (a file without a name), with one reference.
-    pub(super) fn number(&self, make: impl FnOnce(u64) -> Node) -> Arc<Node> {
+    pub(super) fn number(&self, make: impl FnOnce((u64, &Weak<Self>)) -> Node) -> Arc<Node> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let node = Arc::new(make(id));
+        let node = Arc::new(make((id, &self.this)));
         node.lookups.store(1, Ordering::Relaxed);
         write(self.numbered(id)).insert(id, Arc::clone(&node));
         node
-    }
-
-    /// One reference more to a node that the kernel holds at this moment.
-    pub(super) fn reference(node: &Node) {
-        node.lookups.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The node is another file on disk now, or (`None`) one that no name leads to.
@@ -137,8 +137,10 @@ impl Table {
         if let Some(key) = key
             && node.lookups.load(Ordering::Relaxed) > 0
         {
-            lock(self.shard(&key)).insert(key, Arc::clone(node));
+            let stale = lock(self.shard(&key)).insert(key, Arc::clone(node));
             *current = Some(key);
+            drop(current);
+            drop(stale);
         }
     }
 

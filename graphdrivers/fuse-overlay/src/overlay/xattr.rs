@@ -129,7 +129,7 @@ impl Overlay {
         match memory.load(Ordering::Relaxed) {
             UNKNOWN => {
                 let found = match self.with(node, |at, _| at.get_xattr(ACL_DEFAULT, &mut [])) {
-                    Ok(size) => size > 0,
+                    Ok(_) => true,
                     Err(Errno::NODATA | Errno::OPNOTSUPP) => false,
                     Err(errno) => return Err(errno),
                 };
