@@ -128,6 +128,15 @@ pub(crate) async fn start(
     })
 }
 
+/// What a store is opened with.
+pub(crate) fn store_options(config: &Config) -> StoreOptions {
+    let mut options = StoreOptions::default();
+    if config.squash_oversized_ids {
+        options.apply.oversized_ids = OversizedIds::Squash;
+    }
+    options
+}
+
 /// Chooses the driver by trying, which mounts and writes: on a thread that may block.
 async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
     let (data_root, wanted, options) = (
@@ -135,7 +144,7 @@ async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
         config.storage_driver.clone(),
         config.storage_opts.clone(),
     );
-    let squash_oversized_ids = config.squash_oversized_ids;
+    let store_options = store_options(config);
     let open = move || -> Result<(Store, Storage), String> {
         let options = options
             .iter()
@@ -161,10 +170,6 @@ async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
             driver: selected.driver.name().to_owned(),
             status: selected.driver.status(),
         };
-        let mut store_options = StoreOptions::default();
-        if squash_oversized_ids {
-            store_options.apply.oversized_ids = OversizedIds::Squash;
-        }
         let store = Store::open_with(&image_root, selected.driver, store_options)
             .map_err(|error| error.to_string())?;
         Ok((store, storage))

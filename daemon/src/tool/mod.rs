@@ -19,6 +19,7 @@ use crate::bench;
 use crate::config::{self, Config};
 use crate::environment::Environment;
 use crate::rootless::enter::Stay;
+use skiff_store::StoreOptions;
 use cli::{Command, Parsed};
 
 pub(crate) use interrupt::Interrupt;
@@ -28,6 +29,13 @@ pub(crate) use interrupt::Interrupt;
 pub(crate) struct Context {
     /// What the daemon would be started with: `--data-root`, `daemon.json`, the environment and the defaults.
     pub(crate) config: Config,
+}
+
+impl Context {
+    /// How the daemon would unpack layers.
+    pub(crate) fn store_options(&self) -> StoreOptions {
+        crate::wiring::store_options(&self.config)
+    }
 }
 
 /// Runs a command; `words` follow the program's name.

@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<ExitCode, 
     let _lock = place.lock()?;
     let open = |root: &std::path::Path, name: &str| place.open_driver(root, name);
     let containers = place.containers();
-    let migration = Migration::new(&place.data_root, &open, &containers);
+    let migration = Migration::new(&place.data_root, &open, &containers, context.store_options());
     match &arguments.to {
         Some(to) => convert(arguments, to, &migration, &context.config),
         None if arguments.confirm => confirm(&migration, &context.config),

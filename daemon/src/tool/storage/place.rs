@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use skiff_core::container::OfflineRecords;
 use skiff_graphdrivers::GraphDriver;
-use skiff_sys::identity::ProcessIdentity;
 use skiff_sys::lock::FileLock;
 
 use crate::config::Config;
@@ -69,25 +69,67 @@ impl Place {
     /// # Errors
     /// When a daemon has it, with the command that stops it; when containers still run, whose files must not move.
     pub(super) fn lock(&self) -> Result<FileLock, String> {
-        let lock = match locks::take("data root", &self.data_root)? {
-            Taken::Ours(lock) => lock,
-            Taken::Theirs(holder) => return Err(self.in_use(holder.as_ref())),
-        };
-        match skiff_runtime::live_shims(&self.exec_root).len() {
-            0 => Ok(lock),
-            running => Err(format!(
-                "{running} containers still run, although the daemon does not; start it, `docker stop` them, and stop it"
-            )),
+        match self.try_lock()? {
+            Locked::Ours(lock) => Ok(lock),
+            busy @ Locked::InUse(_) => Err(busy.refusal(self)),
         }
     }
 
-    /// Whether a daemon has it now.
-    pub(super) fn in_use(&self, holder: Option<&ProcessIdentity>) -> String {
-        let pid = holder.map_or_else(|| "PID".to_owned(), |holder| holder.pid.to_string());
-        format!(
-            "the daemon (process {pid}) uses {}; stop it first, with\n    kill {pid}\nor, if it is a service, with\n    \
-             systemctl --user stop docker",
-            self.data_root.display()
-        )
+    /// As [`Place::lock`], for those who can do something all the same.
+    ///
+    /// # Errors
+    /// When the lock cannot be asked for.
+    pub(super) fn try_lock(&self) -> Result<Locked, String> {
+        let lock = match locks::take("data root", &self.data_root)? {
+            Taken::Ours(lock) => lock,
+            Taken::Theirs(holder) => return Ok(Locked::InUse(User::Daemon(holder.map(|holder| holder.pid)))),
+        };
+        // A shim ends a moment after its container.
+        let end = Instant::now() + Duration::from_secs(1);
+        loop {
+            match skiff_runtime::live_shims(&self.exec_root).len() {
+                0 => return Ok(Locked::Ours(lock)),
+                running if Instant::now() > end => return Ok(Locked::InUse(User::Containers(running))),
+                _ => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+}
+
+/// Whether a data root is ours alone.
+#[derive(Debug)]
+pub(super) enum Locked {
+    /// It is.
+    Ours(FileLock),
+    /// It is not.
+    InUse(User),
+}
+
+/// Who uses a data root.
+#[derive(Debug)]
+pub(super) enum User {
+    /// A daemon, by its pid.
+    Daemon(Option<u32>),
+    /// So many containers, although no daemon runs.
+    Containers(usize),
+}
+
+impl Locked {
+    /// What to say to somebody who needs it for himself.
+    pub(super) fn refusal(&self, place: &Place) -> String {
+        match self {
+            Self::Ours(_) => String::new(),
+            Self::InUse(User::Daemon(pid)) => {
+                let pid = pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
+                format!(
+                    "the daemon (process {pid}) uses {}; stop it first, with\n    kill {pid}\nor, if it is a service, \
+                     with\n    systemctl --user stop docker",
+                    place.data_root.display()
+                )
+            }
+            Self::InUse(User::Containers(count)) => format!(
+                "{count} containers still run, although the daemon does not; start it, `docker stop` them, and stop it"
+            ),
+        }
     }
 }

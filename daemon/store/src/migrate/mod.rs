@@ -93,13 +93,18 @@ pub struct Migration<'a> {
 
 impl<'a> Migration<'a> {
     /// Nothing is opened or written yet.
-    pub fn new(data_root: &Path, open: OpenDriver<'a>, containers: &'a dyn ContainerRecords) -> Self {
+    pub fn new(
+        data_root: &Path,
+        open: OpenDriver<'a>,
+        containers: &'a dyn ContainerRecords,
+        options: StoreOptions,
+    ) -> Self {
         Self {
             data_root: data_root.to_owned(),
             root: data_root.join("image"),
             open,
             containers,
-            options: StoreOptions::default(),
+            options,
             steps: Steps::default(),
         }
     }
@@ -143,7 +148,10 @@ impl fmt::Debug for Migration<'_> {
 }
 
 /// Names of the drivers that have layer records below `root` (`<data-root>/image`).
-pub(crate) fn drivers_with_records(root: &Path) -> Result<BTreeSet<String>> {
+///
+/// # Errors
+/// `Io`.
+pub fn drivers_with_records(root: &Path) -> Result<BTreeSet<String>> {
     let failed = |e| Error::io(format!("list {}", root.display()), e);
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,

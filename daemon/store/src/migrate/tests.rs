@@ -223,7 +223,7 @@ impl Place {
 
     fn migrate<T>(&self, steps: &Steps, work: impl FnOnce(&Migration<'_>) -> T) -> T {
         let open = |root: &Path, name: &str| open_driver(root, name);
-        let mut migration = Migration::new(&self.root, &open, &self.records);
+        let mut migration = Migration::new(&self.root, &open, &self.records, StoreOptions::default());
         migration.steps = steps.clone();
         work(&migration)
     }
