@@ -219,6 +219,8 @@ impl Store {
 enum Sink<'s> {
     Staging(&'s mut Staging),
     Compressor(SyncSender<Vec<u8>>),
+    /// The stream has ended.
+    Closed,
 }
 
 /// Gives what it reads to a second place, too.
@@ -229,6 +231,9 @@ struct Tee<'s, R> {
 
 impl<R: Read> Read for Tee<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() {
+            return Ok(0);
+        }
         let count = self.source.read(into)?;
         match &mut self.sink {
             Sink::Staging(staging) => staging.push(&into[..count]).map_err(io::Error::other)?,
@@ -236,6 +241,10 @@ impl<R: Read> Read for Tee<'_, R> {
             Sink::Compressor(sender) => sender
                 .send(into[..count].to_vec())
                 .map_err(|_| io::Error::other("the compressor of a layer failed"))?,
+            Sink::Closed => {}
+        }
+        if count == 0 {
+            self.sink = Sink::Closed;
         }
         Ok(count)
     }

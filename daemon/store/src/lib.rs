@@ -72,7 +72,7 @@ pub use digest::{Descriptor, Digest, chain_id, chain_ids};
 pub use error::{Error, ErrorKind, Result};
 pub use follow::{Follower, FollowingReader, StopToken};
 pub use gc::{GcOptions, GcReport};
-pub use image::{Image, Manifest};
+pub use image::{BASE_DIGEST, Image, Manifest};
 pub use ingest::Ingest;
 pub use layers::{LayerRecord, Squashed};
 pub use lease::Lease;

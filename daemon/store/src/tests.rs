@@ -1,5 +1,6 @@
 //! The store as a whole, on a temporary directory with the vfs driver: life of an image, sharing, collection, crashes.
 
+mod added;
 mod chain;
 mod crash;
 mod layered;

@@ -22,7 +22,7 @@ pub(crate) struct Summary<'a> {
     created: i64,
     id: &'a str,
     labels: Option<&'a BTreeMap<String, String>>,
-    parent_id: &'static str,
+    parent_id: &'a str,
     repo_digests: Vec<&'a str>,
     repo_tags: Vec<&'a str>,
     shared_size: i64,
@@ -45,7 +45,7 @@ impl<'a> Summary<'a> {
             created: image.created.map_or(0, jiff::Timestamp::as_second),
             id: &image.id,
             labels: image.config.labels.as_ref(),
-            parent_id: "",
+            parent_id: image.parent.as_deref().unwrap_or_default(),
             repo_digests,
             repo_tags,
             shared_size: -1,
@@ -62,7 +62,7 @@ pub(crate) struct Inspect<'a> {
     id: &'a str,
     repo_tags: &'a [String],
     repo_digests: &'a [String],
-    parent: &'static str,
+    parent: &'a str,
     comment: &'a str,
     created: String,
     docker_version: &'a str,
@@ -120,7 +120,7 @@ impl<'a> Inspect<'a> {
             id: &image.id,
             repo_tags: &image.tags,
             repo_digests: &image.digests,
-            parent: "",
+            parent: image.parent.as_deref().unwrap_or_default(),
             comment: &image.comment,
             created: time::rfc3339(image.created),
             docker_version,
@@ -193,6 +193,7 @@ mod tests {
             layers: vec!["sha256:cc".into()],
             top_layer: Some("sha256:cc".into()),
             raw_config: Value::Null,
+            parent: None,
         }
     }
 

@@ -320,6 +320,7 @@ mod tests {
             layers: Vec::new(),
             top_layer: None,
             raw_config: serde_json::Value::Null,
+            parent: None,
         }
     }
 

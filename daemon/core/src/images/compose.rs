@@ -95,7 +95,8 @@ fn compose(shared: &Shared, new: NewImage) -> Result<Digest> {
     let config = layout::encode(&configuration(parent.map(AsRef::as_ref), &new, Timestamp::now())?)?;
     let id = Digest::of(&config);
     let layers = layers(parent.map(AsRef::as_ref), new.layer.as_ref())?;
-    let manifest = layout::manifest(&layout::config_descriptor(id, config.len() as u64), &layers)?;
+    let base = parent.and_then(|parent| Some(parent.manifests.first()?.digest));
+    let manifest = layout::manifest(&layout::config_descriptor(id, config.len() as u64), &layers, base)?;
     let manifest_digest = Digest::of(&manifest);
     for digest in layers
         .iter()

@@ -44,7 +44,7 @@ enum Content {
     Small(Vec<u8>),
     /// In the store.
     Blob { digest: Digest, size: u64 },
-    /// Under another name.
+    /// Under another name; an empty one leads nowhere, as do links out of the archive.
     Link(String),
 }
 
@@ -100,17 +100,9 @@ impl Staged {
             MemberKind::File => self.file(&name, member.size, data)?,
             MemberKind::Symlink(target) => {
                 let base = name.rsplit_once('/').map_or("", |(parent, _)| parent);
-                let Some(target) = target_of(base, target) else {
-                    return Ok(());
-                };
-                Content::Link(target)
+                Content::Link(target_of(base, target).unwrap_or_default())
             }
-            MemberKind::HardLink(target) => {
-                let Some(target) = normal(target) else {
-                    return Ok(());
-                };
-                Content::Link(target)
-            }
+            MemberKind::HardLink(target) => Content::Link(normal(target).unwrap_or_default()),
             MemberKind::Directory | MemberKind::Other => return Ok(()),
         };
         let own = match &content {
@@ -251,7 +243,7 @@ impl Staged {
                 self.adopt_manifest(manifest)?
             }
             None => {
-                let bytes = layout::manifest(&layout::config_descriptor(id, id_size), &layers)?;
+                let bytes = layout::manifest(&layout::config_descriptor(id, id_size), &layers, None)?;
                 self.keep(&bytes)?
             }
         };

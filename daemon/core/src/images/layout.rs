@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use skiff_store::{Descriptor, Digest};
+use skiff_store::{BASE_DIGEST, Descriptor, Digest};
 
 use crate::error::{Error, Result};
 
@@ -78,7 +78,7 @@ pub(super) struct EntryPlatform {
 pub(super) struct DockerImage {
     pub(super) config: String,
     pub(super) repo_tags: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "super::layout::null_default")]
+    #[serde(default, deserialize_with = "null_default")]
     pub(super) layers: Vec<String>,
 }
 
@@ -93,6 +93,8 @@ struct Manifest<'m> {
     media_type: &'m str,
     config: &'m Descriptor,
     layers: &'m [Descriptor],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<&'static str, Digest>,
 }
 
 /// What is read of a manifest or an index.
@@ -137,13 +139,15 @@ pub(super) fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|e| Error::system("encode a document").caused_by(e))
 }
 
-/// The bytes of an OCI manifest for a configuration and layers, the same for the same arguments.
-pub(super) fn manifest(config: &Descriptor, layers: &[Descriptor]) -> Result<Vec<u8>> {
+/// The bytes of an OCI manifest for a configuration and layers, the same for the same arguments. `base` is the manifest of
+/// the image it was made on top of.
+pub(super) fn manifest(config: &Descriptor, layers: &[Descriptor], base: Option<Digest>) -> Result<Vec<u8>> {
     encode(&Manifest {
         schema_version: 2,
         media_type: OCI_MANIFEST,
         config,
         layers,
+        annotations: base.map(|base| (BASE_DIGEST, base)).into_iter().collect(),
     })
 }
 
@@ -191,7 +195,7 @@ mod tests {
             format!(r#"[{{"Config":"blobs/sha256/{hex}","RepoTags":null,"Layers":["blobs/sha256/{hex}"]}}]"#)
         );
         let config = config_descriptor(digest, 0);
-        let text = String::from_utf8(manifest(&config, &[]).unwrap()).unwrap();
+        let text = String::from_utf8(manifest(&config, &[], None).unwrap()).unwrap();
         assert_eq!(
             text,
             format!(

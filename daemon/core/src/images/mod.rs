@@ -89,6 +89,8 @@ struct Shared {
 pub struct ImageView {
     /// `sha256:…` of the configuration.
     pub id: String,
+    /// The image it was committed on top of, while that one is here.
+    pub parent: Option<String>,
     /// `name:tag` references, in their familiar form (`busybox:latest`).
     pub tags: Vec<String>,
     /// `name@sha256:…` references, familiar form.
@@ -167,7 +169,7 @@ pub enum Removal {
 /// One line of `GET /images/NAME/history`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryEntry {
-    /// Image id for the newest line, `<missing>` for the others.
+    /// Image id for the newest line and those of the images it was committed on top of, `<missing>` for the others.
     pub id: String,
     /// When, in seconds.
     pub created: i64,

@@ -54,11 +54,11 @@ pub(super) async fn save(
 fn plan(catalog: &Catalog, typed: &[String]) -> Result<Plan> {
     let mut plan = Plan::new();
     for name in typed {
-        let Ok(reference) = Reference::parse(name) else {
-            // An id, or nothing at all: `find` says it in the right words.
+        if find::whole_id(name).is_some() || name.starts_with("sha256:") {
             plan.entry(find::find(catalog, name)?.image.id).or_default();
             continue;
-        };
+        }
+        let reference = Reference::parse(name)?;
         if reference.digest().is_some() {
             plan.entry(find::find(catalog, name)?.image.id).or_default();
         } else if has_tag(name) {
