@@ -168,7 +168,7 @@ async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
             .map_err(|error| format!("error initializing graphdriver: {error}"))?;
         let storage = Storage {
             driver: selected.driver.name().to_owned(),
-            status: selected.driver.status(),
+            status: selected.status(),
         };
         let store = Store::open_with(&image_root, selected.driver, store_options)
             .map_err(|error| error.to_string())?;

@@ -33,9 +33,11 @@ pub(crate) async fn list(State(app): State<App>, params: Params, version: ApiVer
 /// `docker image inspect`.
 pub(crate) async fn inspect(State(app): State<App>, Path(name): Path<String>, version: ApiVersion) -> Answer {
     let image = app.engine.images.find(&name)?;
+    let graph = app.engine.images.graph_data(&image);
+    let driver = wire::image::GraphDriver::new(&app.engine.facts.storage_driver, &graph);
     Ok(answer::ok(&wire::image::Inspect::new(
         &image,
-        &app.engine.facts.storage_driver,
+        driver,
         version,
     )))
 }

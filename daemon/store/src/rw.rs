@@ -187,6 +187,15 @@ impl RwLayers {
             .usage(SnapshotRef::Active(&active_id(container)?))?)
     }
 
+    /// Rows of `GraphDriver.Data` for a container; none for a driver that has nothing to say.
+    ///
+    /// # Errors
+    /// `NotFound`; `Io`.
+    pub fn graph_data(&self, container: &str) -> Result<Vec<(String, String)>> {
+        let active = active_id(container)?;
+        Ok(self.store.inner.driver.inspect(SnapshotRef::Active(&active))?)
+    }
+
     /// All writable layers that this driver has.
     ///
     /// # Errors

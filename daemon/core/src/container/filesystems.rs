@@ -77,6 +77,11 @@ impl RootFilesystems for StoredFilesystems {
         self.blocking(move |this| this.layers.remove(&id)).await
     }
 
+    async fn graph_data(&self, id: &str) -> Result<Vec<(String, String)>> {
+        let id = id.to_owned();
+        self.blocking(move |this| this.layers.graph_data(&id)).await
+    }
+
     async fn size(&self, id: &str, top: Option<&str>) -> Result<(u64, u64)> {
         let (id, top) = (id.to_owned(), top.map(str::to_owned));
         self.blocking(move |this| {

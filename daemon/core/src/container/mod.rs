@@ -479,6 +479,22 @@ impl Containers {
         Ok(ContainerSize { rw, root_fs })
     }
 
+    /// Where the storage driver keeps its root file system, in Docker's words. Empty when the driver has nothing to say,
+    /// and for a container of another driver than the one in use.
+    pub async fn graph_data(&self, record: &Record) -> Vec<(String, String)> {
+        if self.shared.require_own_driver(record).is_err() {
+            return Vec::new();
+        }
+        match self.shared.filesystems.graph_data(&record.id).await {
+            Ok(rows) => rows,
+            // Being removed, or damaged: no reason to show nothing at all.
+            Err(error) => {
+                tracing::debug!(container = record.id, %error, "the storage driver does not know a container");
+                Vec::new()
+            }
+        }
+    }
+
     /// Reads its log.
     ///
     /// # Errors

@@ -47,6 +47,11 @@ pub trait RootFilesystems: Send + Sync + 'static {
     /// Bytes in the writable layer and bytes in all layers.
     async fn size(&self, id: &str, top: Option<&str>) -> Result<(u64, u64)>;
 
+    /// Where the storage driver keeps it: rows of `GraphDriver.Data`, none for a driver that has nothing to say.
+    async fn graph_data(&self, _id: &str) -> Result<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+
     /// The names that the container added, changed and deleted.
     async fn changes(&self, _id: &str) -> Result<Vec<PathChange>> {
         Err(Error::not_implemented(

@@ -36,6 +36,7 @@ use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use serde_json::Value;
+use skiff_graphdrivers::{LayerId, SnapshotRef};
 use skiff_registry_client::{Client, Credentials, Platform, Reference};
 use skiff_store::{Digest, Store};
 use tokio::sync::mpsc;
@@ -255,6 +256,18 @@ impl Images {
         let catalog = self.shared.store.catalog();
         let found = find::find(&catalog, reference)?;
         Ok(view::view(&self.shared.store, &catalog, &found.image))
+    }
+
+    /// Where the storage driver keeps an image's top layer, in Docker's words. Empty when the driver has nothing to say,
+    /// and while the layer is not unpacked for this driver.
+    pub fn graph_data(&self, image: &ImageView) -> Vec<(String, String)> {
+        let layer = image.top_layer.as_deref().and_then(|id| LayerId::new(id).ok());
+        layer
+            .and_then(|layer| {
+                let driver = self.shared.store.driver();
+                driver.inspect(SnapshotRef::Layer(&layer)).ok()
+            })
+            .unwrap_or_default()
     }
 
     /// Lists images, newest first. `all` has no effect yet: intermediate images come with the builder.
