@@ -183,7 +183,7 @@ pub struct SnapshotInfo {
 /// Disk use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of regular files, each inode once (apparent size, as Docker counts).
+    /// Bytes of regular files and of symbolic links' targets, each inode once (apparent size, as Docker counts).
     pub size: u64,
     /// Inodes.
     pub inodes: u64,

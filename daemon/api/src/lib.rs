@@ -15,6 +15,7 @@ mod attach;
 mod commit;
 mod containers;
 mod detach;
+mod disk_usage;
 mod error;
 mod events;
 mod extract;

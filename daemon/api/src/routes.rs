@@ -9,7 +9,7 @@ use http::Method;
 use skiff_core::Error;
 
 use crate::error::{ApiError, page_not_found};
-use crate::{App, attach, commit, containers, events, images, logs, networks, system, tarballs, volumes};
+use crate::{App, attach, commit, containers, disk_usage, events, images, logs, networks, system, tarballs, volumes};
 
 /// Marks the answer to a path or method that no line knows; Docker's router sends no version headers with it.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,6 @@ const NOT_YET: &[&str] = &[
     "POST /images/prune",
     "POST /images/{name}/push",
     "GET /distribution/{name}/json",
-    "GET /system/df",
     "POST /volumes/create",
     "POST /volumes/prune",
     "POST /networks/create",
@@ -115,6 +114,7 @@ fn served() -> Router<App> {
         .route("/version", get(system::version))
         .route("/info", get(system::info))
         .route("/auth", post(system::auth))
+        .route("/system/df", get(disk_usage::df))
         .route("/events", get(events::events))
         .route("/images/json", get(images::list))
         .route("/images/create", post(images::create))

@@ -13,6 +13,7 @@ pub mod network;
 mod pipe;
 pub mod runtime;
 pub mod system;
+pub mod usage;
 
 use std::sync::Arc;
 

@@ -326,11 +326,17 @@ pub(crate) fn named(root: &Path) -> Result<Vec<Named>> {
         return Ok(Vec::new());
     };
     let named = |(id, entry): (Digest, ImageEntry)| {
-        let references = document.references.iter().filter(|(_, reference)| reference.image == id);
+        let references = document
+            .references
+            .iter()
+            .filter(|(_, reference)| reference.image == id);
         Named {
             image: id,
             manifests: entry.manifests,
-            targets: references.clone().filter_map(|(_, reference)| reference.target).collect(),
+            targets: references
+                .clone()
+                .filter_map(|(_, reference)| reference.target)
+                .collect(),
             names: references.map(|(name, _)| name.to_string()).collect(),
         }
     };

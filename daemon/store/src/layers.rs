@@ -41,7 +41,7 @@ pub struct LayerRecord {
     pub diff_id: Digest,
     /// Chain id of the layer below.
     pub parent: Option<Digest>,
-    /// Bytes of the layer's regular files.
+    /// Bytes of the layer's regular files and symbolic links.
     pub size: u64,
     /// The compressed blob it was unpacked from.
     pub blob: Option<Descriptor>,

@@ -51,6 +51,7 @@ mod layers;
 mod lease;
 pub mod migrate;
 mod rw;
+mod sizes;
 mod rw_diff;
 mod staging;
 mod unpack;
@@ -60,7 +61,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use skiff_archive::ApplyOptions;
 use skiff_graphdrivers::{ActiveId, GraphDriver, LayerId};
@@ -77,6 +78,7 @@ pub use ingest::Ingest;
 pub use layers::{LayerRecord, Squashed};
 pub use lease::Lease;
 pub use rw::{RwLayer, RwLayers};
+pub use sizes::{ImageSize, Sizes};
 pub use skiff_archive::{ChangeKind, OversizedIds, PathChange};
 pub use staging::Staging;
 pub use unpack::NewLayer;
@@ -128,6 +130,8 @@ struct Inner {
     settling: Mutex<()>,
     sweeping: RwLock<()>,
     holdings: Mutex<Holdings>,
+    /// Sizes of layers that are unpacked with other drivers; see `sizes`.
+    other_sizes: OnceLock<HashMap<LayerId, u64>>,
     /// Told whenever an entry leaves `Holdings::unpacking` or `Holdings::ingesting`.
     released: Condvar,
     _lock: File,
@@ -173,7 +177,11 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open_for_checking(root: &Path, driver: Arc<dyn GraphDriver>, options: StoreOptions) -> Result<Self> {
+    pub fn open_for_checking(
+        root: &Path,
+        driver: Arc<dyn GraphDriver>,
+        options: StoreOptions,
+    ) -> Result<Self> {
         if let Some(journal) = migrate::Journal::read(root)? {
             journal.driver_for_daemon(Some(driver.name()))?;
         }
@@ -215,6 +223,7 @@ impl Store {
                 layers,
                 ..Holdings::default()
             }),
+            other_sizes: OnceLock::new(),
             released: Condvar::new(),
             _lock: lock,
         };

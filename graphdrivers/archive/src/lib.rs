@@ -108,7 +108,7 @@ pub struct Applied {
     pub blob_size: u64,
     /// Digest of the tar stream, `sha256:…`: the diff id.
     pub diff_id: String,
-    /// Bytes of regular files, each inode once.
+    /// Bytes of regular files and of symbolic links' targets, each inode once: what Docker counts.
     pub size: u64,
     /// Entries in the archive.
     pub entries: u64,

@@ -265,6 +265,7 @@ impl<'s> Unpacker<'s> {
         self.create(parent, base, path, "symlink", || {
             fs::symlinkat(&entry.link[..], parent, base)
         })?;
+        self.counts.size += entry.link.len() as u64;
         self.own(entry, owner, parent, path, |uid, gid| {
             chown_at(parent, base, uid, gid)
         })?;

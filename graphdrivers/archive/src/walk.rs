@@ -23,7 +23,7 @@ use crate::xattrs::{self, Place};
 /// Room that a tree takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskUsage {
-    /// Bytes of regular files (apparent size), each inode once.
+    /// Bytes of regular files (apparent size) and of symbolic links' targets, each inode once: what Docker counts.
     pub bytes: u64,
     /// Inodes.
     pub inodes: u64,
@@ -82,7 +82,8 @@ impl Sum {
             return;
         }
         self.disk.inodes += 1;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if matches!(kind, FileType::RegularFile | FileType::Symlink) {
             self.disk.bytes += u64::try_from(stat.st_size).unwrap_or_default();
         }
     }

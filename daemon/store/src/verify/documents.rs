@@ -52,7 +52,11 @@ pub fn verify_blobs(root: &Path, options: VerifyOptions, progress: &dyn Progress
             format!("blob {digest}"),
             format!("its bytes have the digest {actual}"),
         );
-        let remedy = if images.is_empty() { super::Remedy::Repair } else { pull(&images) };
+        let remedy = if images.is_empty() {
+            super::Remedy::Repair
+        } else {
+            pull(&images)
+        };
         problem.of(images).helped_by(remedy);
     }
     if !missing.is_empty() {
@@ -60,7 +64,10 @@ pub fn verify_blobs(root: &Path, options: VerifyOptions, progress: &dyn Progress
         let still: BTreeSet<Digest> = catalog::named(root)?.iter().map(|named| named.image).collect();
         for (digest, what) in missing {
             let images = users.names(&digest);
-            if before.iter().any(|n| still.contains(&n.image) && images.contains(&n.label())) {
+            if before
+                .iter()
+                .any(|n| still.contains(&n.image) && images.contains(&n.label()))
+            {
                 found
                     .problem(Place::Elsewhere, format!("blob {digest}"), what)
                     .of(images.clone())
@@ -108,7 +115,10 @@ impl Users {
             match size_of(root, &blob.digest)? {
                 Some(size) if size == blob.size => {}
                 Some(size) => {
-                    missing.insert(blob.digest, format!("it has {size} bytes, the manifest says {}", blob.size));
+                    missing.insert(
+                        blob.digest,
+                        format!("it has {size} bytes, the manifest says {}", blob.size),
+                    );
                 }
                 None => {
                     missing.insert(blob.digest, "it is missing".to_owned());

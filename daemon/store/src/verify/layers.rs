@@ -60,7 +60,10 @@ impl Store {
             }
             depth
         };
-        let mut sorted: Vec<_> = all.iter().map(|(id, r)| (depth(r), id.clone(), r.clone())).collect();
+        let mut sorted: Vec<_> = all
+            .iter()
+            .map(|(id, r)| (depth(r), id.clone(), r.clone()))
+            .collect();
         sorted.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         sorted.into_iter().map(|(_, id, record)| (id, record)).collect()
     }
@@ -87,7 +90,10 @@ impl Store {
                 found.files += files;
                 if !differences.is_empty() {
                     let damage = describe(&differences);
-                    found.problem(place, subject, damage).of(images.clone()).helped_by(remedy());
+                    found
+                        .problem(place, subject, damage)
+                        .of(images.clone())
+                        .helped_by(remedy());
                 }
             }
             // A file that cannot be read is damage, too.
@@ -120,8 +126,15 @@ impl Store {
         let images = catalog.images.values().filter(|image| image.chain.contains(id));
         images
             .flat_map(|image| {
-                let names: Vec<String> = catalog.names_of(&image.id).map(|(name, _)| name.to_string()).collect();
-                if names.is_empty() { vec![image.id.short()] } else { names }
+                let names: Vec<String> = catalog
+                    .names_of(&image.id)
+                    .map(|(name, _)| name.to_string())
+                    .collect();
+                if names.is_empty() {
+                    vec![image.id.short()]
+                } else {
+                    names
+                }
             })
             .collect()
     }
@@ -140,7 +153,11 @@ impl Store {
             };
             if let Some(damage) = damage {
                 found
-                    .problem(Place::Elsewhere, format!("container {} ({:.12})", container.name, container.id), damage)
+                    .problem(
+                        Place::Elsewhere,
+                        format!("container {} ({:.12})", container.name, container.id),
+                        damage,
+                    )
                     .helped_by(Remedy::Remove(format!("docker rm {}", container.name)));
             }
         }
@@ -150,10 +167,17 @@ impl Store {
     /// What nobody needs is no damage, but takes room.
     fn note_orphans(&self, containers: &[ContainerRecord], found: &mut Verification) -> Result<()> {
         let known: HashSet<&str> = containers.iter().map(|c| c.id.as_str()).collect();
-        let orphans = self.inner.driver.list()?.into_iter().filter(|info| match &info.key {
-            SnapshotKey::Active(id) => container_of(id).is_none_or(|container| !known.contains(container)),
-            SnapshotKey::Layer(id) => self.layer(id).is_none(),
-        });
+        let orphans = self
+            .inner
+            .driver
+            .list()?
+            .into_iter()
+            .filter(|info| match &info.key {
+                SnapshotKey::Active(id) => {
+                    container_of(id).is_none_or(|container| !known.contains(container))
+                }
+                SnapshotKey::Layer(id) => self.layer(id).is_none(),
+            });
         let count = orphans.count();
         if count > 0 {
             found.notes.push(format!(
@@ -162,7 +186,11 @@ impl Store {
             ));
         }
         let needed = self.catalog().needed_blobs();
-        let unneeded: Vec<Digest> = self.list_blobs()?.into_iter().filter(|d| !needed.contains(d)).collect();
+        let unneeded: Vec<Digest> = self
+            .list_blobs()?
+            .into_iter()
+            .filter(|d| !needed.contains(d))
+            .collect();
         if !unneeded.is_empty() {
             let mut bytes = 0;
             for digest in &unneeded {
@@ -233,7 +261,10 @@ impl Comparison<'_> {
 fn tolerance(record: &LayerRecord) -> Tolerance {
     Tolerance {
         no_devices: true,
-        max_id: record.squashed.as_ref().map(|squashed| squashed.uid.min(squashed.gid)),
+        max_id: record
+            .squashed
+            .as_ref()
+            .map(|squashed| squashed.uid.min(squashed.gid)),
     }
 }
 
@@ -249,7 +280,10 @@ fn read(tree: &DiffTree<'_>) -> Result<Inventory> {
         });
         skiff_archive::inventory(reader)
     });
-    match (failure.into_inner().unwrap_or_else(PoisonError::into_inner), inventory) {
+    match (
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner),
+        inventory,
+    ) {
         (Some(error), _) => Err(error.into()),
         (None, inventory) => Ok(inventory?),
     }
@@ -259,7 +293,13 @@ fn describe(differences: &[Difference]) -> String {
     let mut parts: Vec<String> = differences
         .iter()
         .take(SHOWN)
-        .map(|difference| format!("/{} {}", String::from_utf8_lossy(&difference.path), difference.what))
+        .map(|difference| {
+            format!(
+                "/{} {}",
+                String::from_utf8_lossy(&difference.path),
+                difference.what
+            )
+        })
         .collect();
     if differences.len() > SHOWN {
         parts.push(format!("and {} more", differences.len() - SHOWN));

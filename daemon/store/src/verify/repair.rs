@@ -53,7 +53,9 @@ impl Store {
 
     /// `false` when there is no blob to repair it from.
     fn repair_layer(&self, id: &LayerId, found: &Verification) -> Result<bool> {
-        let Some(record) = self.layer(id) else { return Ok(false) };
+        let Some(record) = self.layer(id) else {
+            return Ok(false);
+        };
         let Some(blob) = self.good_blob_of(id, &record, &found.good_blobs) else {
             return Ok(false);
         };
@@ -119,7 +121,12 @@ impl Store {
     }
 
     /// Compares one layer, with everything below it where the driver keeps whole trees.
-    fn differences(&self, id: &LayerId, record: &LayerRecord, found: &Verification) -> Result<Vec<Difference>> {
+    fn differences(
+        &self,
+        id: &LayerId,
+        record: &LayerRecord,
+        found: &Verification,
+    ) -> Result<Vec<Difference>> {
         let mut comparison = Comparison {
             store: self,
             trees: HashMap::new(),
@@ -146,7 +153,9 @@ fn remove_surplus(directory: &Path, differences: &[Difference]) -> Result<()> {
         let path = directory.join(std::ffi::OsStr::from_bytes(&difference.path));
         match fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.is_dir() => drop(skiff_archive::remove_tree(&path)?),
-            Ok(_) => fs::remove_file(&path).map_err(|e| Error::io(format!("remove {}", path.display()), e))?,
+            Ok(_) => {
+                fs::remove_file(&path).map_err(|e| Error::io(format!("remove {}", path.display()), e))?
+            }
             // Removed with its directory.
             Err(_) => {}
         }

@@ -35,7 +35,11 @@ fn container(id: &str) -> ContainerRecord {
 }
 
 fn directory(fixture: &Fixture, layer: &LayerId) -> PathBuf {
-    let mounts = fixture.store.driver().mounts(SnapshotRef::Layer(layer), Access::ReadOnly).unwrap();
+    let mounts = fixture
+        .store
+        .driver()
+        .mounts(SnapshotRef::Layer(layer), Access::ReadOnly)
+        .unwrap();
     match mounts.as_slice() {
         [Mount::Bind { source, .. }] => source.clone(),
         other => panic!("{other:?}"),
@@ -51,11 +55,17 @@ fn a_whole_store_has_no_problems() {
     ] {
         image.pull(&fixture.store, name);
     }
-    fixture.rw().create("c", TestImage::new(&["base", "one"]).chain().last()).unwrap();
+    fixture
+        .rw()
+        .create("c", TestImage::new(&["base", "one"]).chain().last())
+        .unwrap();
     let found = verify(&fixture, &[container("c")]);
     assert_eq!(found.problems, []);
     assert_eq!(found.notes, Vec::<String>::new());
-    assert_eq!((found.images, found.blobs, found.layers, found.containers), (2, 7, 3, 1));
+    assert_eq!(
+        (found.images, found.blobs, found.layers, found.containers),
+        (2, 7, 3, 1)
+    );
     assert_eq!(found.files, 3);
     // A store that nobody has used yet.
     let nothing = verify_blobs(&fixture.path().join("nowhere"), VerifyOptions::default(), &Silent).unwrap();
@@ -74,7 +84,9 @@ fn a_damaged_blob_is_taken_away_and_a_pull_brings_it_back() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(&path, bytes).unwrap();
     let mut found = verify(&fixture, &[]);
-    let [problem] = &found.problems[..] else { panic!("{found:#?}") };
+    let [problem] = &found.problems[..] else {
+        panic!("{found:#?}")
+    };
     assert_eq!(problem.subject, format!("blob {blob}"));
     assert!(problem.damage.contains("digest"), "{problem:?}");
     assert_eq!(problem.remedy, Remedy::Pull(vec![format!("docker pull {NAME}")]));
@@ -83,8 +95,13 @@ fn a_damaged_blob_is_taken_away_and_a_pull_brings_it_back() {
     assert_eq!(found.unrepaired().count(), 1, "only a pull makes it whole");
     // Now it is missing, which is said in the same way.
     let found = verify(&fixture, &[]);
-    let [problem] = &found.problems[..] else { panic!("{found:#?}") };
-    assert_eq!((problem.damage.as_str(), &problem.remedy), ("it is missing", &pull(&[NAME.to_owned()].into())));
+    let [problem] = &found.problems[..] else {
+        panic!("{found:#?}")
+    };
+    assert_eq!(
+        (problem.damage.as_str(), &problem.remedy),
+        ("it is missing", &pull(&[NAME.to_owned()].into()))
+    );
     image.fetch(&fixture.store);
     assert_eq!(verify(&fixture, &[]).problems, []);
 }
@@ -97,7 +114,9 @@ fn damaged_layer(fixture: &Fixture, image: &TestImage, containers: &[ContainerRe
     fs::write(lower.join("extra"), "").unwrap();
     fs::create_dir_all(lower.join("directory/deep")).unwrap();
     let mut found = verify(fixture, containers);
-    let [problem] = &found.problems[..] else { panic!("{found:#?}") };
+    let [problem] = &found.problems[..] else {
+        panic!("{found:#?}")
+    };
     assert_eq!(problem.subject, format!("layer {} (vfs)", chain[0]));
     assert_eq!(
         problem.damage,
@@ -130,7 +149,10 @@ fn a_damaged_top_layer_is_unpacked_again() {
     fs::remove_file(top.join("one")).unwrap();
     fs::set_permissions(top.join("base"), fs::Permissions::from_mode(0o600)).unwrap();
     let mut found = verify(&fixture, &[]);
-    assert_eq!(found.problems[0].damage, "/base should have mode 0644, has 0600; /one is missing");
+    assert_eq!(
+        found.problems[0].damage,
+        "/base should have mode 0644, has 0600; /one is missing"
+    );
     fixture.store.repair(&mut found, &Silent).unwrap();
     assert_eq!(verify(&fixture, &[]).problems, []);
 }
@@ -142,7 +164,9 @@ fn without_a_good_blob_a_layer_needs_a_pull() {
     image.pull(&fixture.store, NAME);
     fs::remove_file(fixture.store.blob_path(&image.layers[0].descriptor.digest)).unwrap();
     let mut found = verify(&fixture, &[]);
-    let [problem] = &found.problems[..] else { panic!("{found:#?}") };
+    let [problem] = &found.problems[..] else {
+        panic!("{found:#?}")
+    };
     assert_eq!(problem.damage, "it is missing");
     fixture.store.repair(&mut found, &Silent).unwrap();
     assert_eq!(found.unrepaired().count(), 1);
@@ -159,13 +183,25 @@ fn containers_without_files_and_files_without_containers_are_seen() {
         ..container("elsewhere")
     };
     let found = verify(&fixture, &[container("lost"), elsewhere]);
-    let [problem] = &found.problems[..] else { panic!("{found:#?}") };
+    let [problem] = &found.problems[..] else {
+        panic!("{found:#?}")
+    };
     assert_eq!(problem.subject, "container name-of-lost (lost)");
-    assert_eq!(problem.remedy, Remedy::Remove("docker rm name-of-lost".to_owned()));
-    assert!(found.notes[0].starts_with("1 snapshots of vfs belong to nobody"), "{:?}", found.notes);
+    assert_eq!(
+        problem.remedy,
+        Remedy::Remove("docker rm name-of-lost".to_owned())
+    );
+    assert!(
+        found.notes[0].starts_with("1 snapshots of vfs belong to nobody"),
+        "{:?}",
+        found.notes
+    );
     fixture.store.put_blob(&Digest::of(b"x"), b"x").unwrap();
     let notes = verify(&fixture, &[container("nobodys")]).notes;
-    assert!(notes[0].starts_with("1 blobs (1 bytes) are needed by no image"), "{notes:?}");
+    assert!(
+        notes[0].starts_with("1 blobs (1 bytes) are needed by no image"),
+        "{notes:?}"
+    );
 }
 
 #[test]
