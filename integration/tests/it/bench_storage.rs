@@ -20,7 +20,7 @@ fn account() -> Engine {
 fn benchmark(engine: &Engine, words: &[&str]) -> Command {
     let mut command = engine.program();
     command
-        .args(["bench", "storage", "--quick", "--rounds", "1"])
+        .args(["bench", "storage", "--quick"])
         .args(words)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -40,6 +40,17 @@ fn left(data_root: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
+/// Waits until nothing runs as the account's ids any more.
+fn wait_until_alone(engine: &Engine) {
+    eventually("the benchmark's processes end", PATIENCE, || {
+        engine
+            .processes()
+            .iter()
+            .all(|process| process.zombie)
+            .then_some(())
+    });
+}
+
 /// Nothing of a run is left: no files, no processes, no mounts anybody could see.
 fn nothing_left(engine: &Engine) {
     let files: Vec<_> = left(&engine.data_root())
@@ -47,9 +58,7 @@ fn nothing_left(engine: &Engine) {
         .filter(|path| !path.ends_with("storage.json"))
         .collect();
     assert_eq!(files, [PathBuf::new(); 0]);
-    eventually("the benchmark's processes end", PATIENCE, || {
-        engine.processes().is_empty().then_some(())
-    });
+    wait_until_alone(engine);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(engine.data_root().to_str().unwrap()), "{mounts}");
 }
@@ -81,9 +90,12 @@ fn it_measures_every_driver_that_works_and_leaves_only_its_result() {
     require!(Engine::own(), "runs the program itself");
     let engine = account();
     let svg = engine.home().join("drivers.svg");
-    let output = benchmark(&engine, &["--json", "--svg", svg.to_str().unwrap()])
-        .output()
-        .unwrap();
+    let output = benchmark(
+        &engine,
+        &["--rounds", "1", "--json", "--svg", svg.to_str().unwrap()],
+    )
+    .output()
+    .unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
 
@@ -155,11 +167,9 @@ fn what_a_kill_leaves_the_next_run_removes_and_only_one_runs_at_a_time() {
     end(child);
     assert!(engine.data_root().join("bench/scratch").exists());
     // Its mounts and servers went with it.
-    eventually("the killed benchmark's processes end", PATIENCE, || {
-        engine.processes().is_empty().then_some(())
-    });
+    wait_until_alone(&engine);
 
-    let output = benchmark(&engine, &["--driver", "vfs", "--json"])
+    let output = benchmark(&engine, &["--rounds", "1", "--driver", "vfs", "--json"])
         .output()
         .unwrap();
     assert!(
@@ -175,7 +185,9 @@ fn it_runs_beside_a_daemon_and_touches_none_of_its_images() {
     require!(Engine::own(), "runs the program itself");
     let engine = Engine::with_busybox("overlay2");
     let before = engine.docker(["images", "-aq", "--no-trunc"]).ok();
-    let mut child = benchmark(&engine, &["--driver", "overlay2"]).spawn().unwrap();
+    let mut child = benchmark(&engine, &["--rounds", "1", "--driver", "overlay2"])
+        .spawn()
+        .unwrap();
     let mut table = String::new();
     child.stdout.take().unwrap().read_to_string(&mut table).unwrap();
     let (status, said) = end(child);
