@@ -444,39 +444,101 @@ fn write_data<S: Stream>(
     file: &OwnedFd,
     path: &[u8],
 ) -> Result<()> {
-    let Some(map) = &entry.sparse else {
-        return write_pieces(reader, file, u64::MAX, path);
+    let mut output = Output {
+        file,
+        path,
+        at: 0,
+        holes: entry.size >= HOLE,
+        length: 0,
     };
-    for extent in map {
-        fs::seek(file, fs::SeekFrom::Start(extent.offset)).map_err(|e| failed("seek in", path, e))?;
-        write_pieces(reader, file, extent.length, path)?;
-    }
-    fs::ftruncate(file, entry.size).map_err(|e| failed("truncate", path, e))
-}
-
-/// Writes at most `limit` bytes of the member's data, straight from the decoder's buffer.
-fn write_pieces<S: Stream>(
-    reader: &mut Reader<'_, S>,
-    file: &OwnedFd,
-    limit: u64,
-    path: &[u8],
-) -> Result<()> {
-    let mut left = limit;
-    while left > 0 {
-        let piece = reader.data()?;
-        if piece.is_empty() {
-            break;
+    match &entry.sparse {
+        None => output.copy(reader, u64::MAX)?,
+        Some(map) => {
+            for extent in map {
+                output.at = extent.offset;
+                output.copy(reader, extent.length)?;
+            }
         }
-        let wanted = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let n = match rustix::io::write(file, &piece[..wanted]) {
-            Ok(n) => n,
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(failed("write", path, errno)),
-        };
-        reader.consume(n);
-        left -= n as u64;
+    }
+    if output.length < entry.size {
+        fs::ftruncate(file, entry.size).map_err(|e| failed("truncate", path, e))?;
     }
     Ok(())
+}
+
+/// Zeros that are not worth being written, in bytes: runs of this length at multiples of it become holes. Layers have no
+/// form for holes that all engines read, so what was one when the layer was made came as zeros.
+const HOLE: u64 = 64 * 1024;
+
+/// A file being written.
+struct Output<'f> {
+    file: &'f OwnedFd,
+    path: &'f [u8],
+    at: u64,
+    /// Look for zeros.
+    holes: bool,
+    /// Where the file ends so far.
+    length: u64,
+}
+
+impl Output<'_> {
+    /// Writes at most `limit` bytes of the member's data, straight from the decoder's buffer.
+    fn copy<S: Stream>(&mut self, reader: &mut Reader<'_, S>, limit: u64) -> Result<()> {
+        let mut left = limit;
+        while left > 0 {
+            let piece = reader.data()?;
+            if piece.is_empty() {
+                break;
+            }
+            let wanted = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let n = if self.holes {
+                self.step(&piece[..wanted])
+            } else {
+                self.write(&piece[..wanted])
+            }?;
+            reader.consume(n);
+            left -= n as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes or leaves out a beginning of `piece`, and says how much.
+    fn step(&mut self, piece: &[u8]) -> Result<usize> {
+        let mut data = 0;
+        while data < piece.len() {
+            let next = self.to_next_hole(data).min(piece.len() - data);
+            let zeros = piece[data..data + next].iter().all(|&b| b == 0);
+            match (zeros, data) {
+                (true, 0) => {
+                    self.at += next as u64;
+                    return Ok(next);
+                }
+                (true, _) => break,
+                (false, _) => data += next,
+            }
+        }
+        self.write(&piece[..data])
+    }
+
+    /// Bytes from `ahead` of the present place to the next multiple of [`HOLE`].
+    fn to_next_hole(&self, ahead: usize) -> usize {
+        let at = self.at + ahead as u64;
+        usize::try_from(HOLE - at % HOLE).unwrap_or(usize::MAX)
+    }
+
+    fn write(&mut self, piece: &[u8]) -> Result<usize> {
+        loop {
+            match rustix::io::pwrite(self.file, piece, self.at) {
+                Ok(n) => {
+                    self.at += n as u64;
+                    self.length = self.length.max(self.at);
+                    return Ok(n);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed("write", self.path, errno)),
+            }
+        }
+    }
 }
 
 fn uid(id: u32) -> fs::Uid {

@@ -103,7 +103,12 @@ pub(crate) fn changes(tree: &DiffTree<'_>, visitor: &mut dyn Visitor) -> Result<
     let mut path = Vec::new();
     match tree {
         DiffTree::Native { directory, whiteouts } => {
-            native(&open_top(directory)?, &mut path, *whiteouts, visitor)
+            let top = open_top(directory)?;
+            // No container makes its root opaque, but a layer can say so.
+            if is_opaque(&top, *whiteouts).map_err(|e| failed("read attributes of", &path, e))? {
+                visitor.change(Change::Marker { path: OPAQUE_NAME })?;
+            }
+            native(&top, &mut path, *whiteouts, visitor)
         }
         DiffTree::Compare { directory, parent } => {
             let old = parent.map(open_top).transpose()?.map(Rc::new);

@@ -248,6 +248,40 @@ fn holes_stay_holes() {
 }
 
 #[test]
+fn holes_survive_a_layer_that_has_no_form_for_them() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    if !userns::powers() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| scratch.path().join(name));
+    for path in [&a, &b] {
+        fs::create_dir(path).unwrap();
+    }
+    // Data at places that fit no block, a hole at the end, only a hole, and zeros that were written.
+    let size = 40 << 20;
+    for (name, pieces) in [("some", &[3u64, 5_000_000, 9_999_999, 30 << 20][..]), ("none", &[]), ("last", &[size - 1])] {
+        let file = fs::File::create(a.join(name)).unwrap();
+        file.set_len(size).unwrap();
+        for at in pieces {
+            file.write_all_at(b"x", *at).unwrap();
+        }
+    }
+    fs::write(a.join("zeros"), vec![0; 1 << 20]).unwrap();
+    fs::write(a.join("small"), vec![0; 60_000]).unwrap();
+    let packed = pack(&whole(&a));
+    unpack(&packed, &b, WhiteoutFormat::Delete);
+    for name in ["some", "none", "last", "zeros", "small"] {
+        assert!(fs::read(a.join(name)).unwrap() == fs::read(b.join(name)).unwrap(), "{name}");
+        if name != "small" {
+            let blocks = fs::metadata(b.join(name)).unwrap().blocks();
+            assert!(blocks * 512 <= 1 << 20, "{name}: {blocks} blocks");
+        }
+    }
+    assert!(packed == pack(&whole(&b)));
+}
+
+#[test]
 fn trees_of_absurd_depth_are_an_error_and_not_a_crash() {
     if !userns::powers() {
         return;
