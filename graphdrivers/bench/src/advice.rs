@@ -163,9 +163,9 @@ pub(crate) fn times(factor: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::made_up;
+    use crate::report::tests::{Made, made_up};
 
-    fn sentence(drivers: &[(&str, fn(Group) -> f64)], refused: &[(&str, &str)]) -> String {
+    fn sentence(drivers: &[Made<'_>], refused: &[(&str, &str)]) -> String {
         made_up(drivers, refused).advice.sentence
     }
 

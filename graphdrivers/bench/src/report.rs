@@ -208,8 +208,11 @@ pub(crate) mod tests {
     use super::*;
     use crate::workload::WORKLOADS;
 
+    /// A driver, and how many times what the first needs it needs.
+    pub(crate) type Made<'a> = (&'a str, fn(Group) -> f64);
+
     /// A report in which driver `n` needs `factors[n](group)` times what the first needs.
-    pub(crate) fn made_up(drivers: &[(&str, fn(Group) -> f64)], refused: &[(&str, &str)]) -> Report {
+    pub(crate) fn made_up(drivers: &[Made<'_>], refused: &[(&str, &str)]) -> Report {
         let size = Size::normal();
         let workloads = WORKLOADS
             .iter()
