@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help run stop clean-run build links fmt fmt-check lint layers unit integration test bench bench-filesystems deps-test
+.PHONY: help run stop clean-run build links fmt fmt-check lint layers unit integration test bench bench-filesystems fuzz deps-test
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

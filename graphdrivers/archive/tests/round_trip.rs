@@ -220,6 +220,16 @@ proptest! {
         // Hard links between changed and unchanged files cannot be told in a layer; contents and metadata can.
         let plain = |path: &Path| tree::without_links(&tree::read_without_directory_times(path));
         same(&plain(&b), &plain(&c))?;
+        // As an overlay's upper directory it is the same difference to the byte, whiteouts included, and once more.
+        let mut again = packed.clone();
+        for name in ["upper", "once-more"] {
+            let upper = scratch.path().join(name);
+            fs::create_dir(&upper).unwrap();
+            let format = if userns::inside() { WhiteoutFormat::OverlayUser } else { WhiteoutFormat::OverlayTrusted };
+            unpack(&again, &upper, format);
+            again = pack(&DiffTree::Native { directory: &upper, whiteouts: format });
+            prop_assert!(packed == again, "{}", name);
+        }
     }
 }
 
