@@ -113,7 +113,10 @@ mod tests {
         assert!(all.containers && all.images && all.volumes && all.build_cache);
         assert_eq!(asked(&["image"], 41).unwrap(), all, "an old server did not look");
         let some = asked(&["image", "build-cache"], 42).unwrap();
-        assert_eq!((some.images, some.build_cache, some.containers, some.volumes), (true, true, false, false));
+        assert_eq!(
+            (some.images, some.build_cache, some.containers, some.volumes),
+            (true, true, false, false)
+        );
         assert!(asked(&["image", "disk"], 51).is_err());
     }
 }

@@ -19,8 +19,8 @@ use crate::bench;
 use crate::config::{self, Config};
 use crate::environment::Environment;
 use crate::rootless::enter::Stay;
-use skiff_store::StoreOptions;
 use cli::{Command, Parsed};
+use skiff_store::StoreOptions;
 
 pub(crate) use interrupt::Interrupt;
 

@@ -59,7 +59,11 @@ impl Store {
             }
         }
         let of_image = |(image, sizes): &(&Image, Vec<u64>)| {
-            let shared = image.chain.iter().zip(sizes).filter(|(layer, _)| users[layer].1 > 1);
+            let shared = image
+                .chain
+                .iter()
+                .zip(sizes)
+                .filter(|(layer, _)| users[layer].1 > 1);
             let size = ImageSize {
                 total: sizes.iter().sum(),
                 shared: shared.map(|(_, size)| size).sum(),
@@ -96,8 +100,14 @@ mod tests {
     #[test]
     fn shared_layers_count_once_and_a_change_of_driver_changes_no_size() {
         let fixture = Fixture::new();
-        let images = [TestImage::new(&["base", "four"]), TestImage::new(&["base", "seven.."])];
-        for (image, name) in images.iter().zip(["docker.io/library/x:1", "docker.io/library/y:1"]) {
+        let images = [
+            TestImage::new(&["base", "four"]),
+            TestImage::new(&["base", "seven.."]),
+        ];
+        for (image, name) in images
+            .iter()
+            .zip(["docker.io/library/x:1", "docker.io/library/y:1"])
+        {
             image.pull(&fixture.store, name);
         }
         let catalog = fixture.store.catalog();

@@ -80,7 +80,9 @@ pub fn inventory(source: impl Read + Send) -> Result<Inventory> {
     let format = Format::detect(source.head()?);
     thread::scope(|scope| {
         let (sender, mut plain) = pipeline::queue();
-        let decoding = spawn(scope, "layer-decode", move || decode::decode(format, &mut source, sender))?;
+        let decoding = spawn(scope, "layer-decode", move || {
+            decode::decode(format, &mut source, sender)
+        })?;
         let mut found = Inventory::default();
         let mut reader = Reader::new(&mut plain);
         while let Some(entry) = reader.next()? {
@@ -151,7 +153,11 @@ impl Inventory {
                 self.opaque.insert(parent.to_vec());
             }
             Meaning::Whiteout { parent, name } => {
-                let target = if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() };
+                let target = if parent.is_empty() {
+                    name.to_vec()
+                } else {
+                    [parent, b"/", name].concat()
+                };
                 if self.items.contains_key(&target) {
                     self.ambiguous.insert(target.clone());
                 }
@@ -225,7 +231,12 @@ impl Inventory {
             self.items.remove(path);
         }
         for (path, item) in &layer.items {
-            if !item.described && self.items.get(path).is_some_and(|old| old.kind == Kind::Directory) {
+            if !item.described
+                && self
+                    .items
+                    .get(path)
+                    .is_some_and(|old| old.kind == Kind::Directory)
+            {
                 continue;
             }
             let item = match (item.kind, self.items.get(&item.link)) {
@@ -281,15 +292,27 @@ impl Inventory {
             }
         }
         for path in self.deleted.iter().filter(|path| !found.hides(path)) {
-            differ(path, false, "is deleted in this layer, and the mark of that is missing".to_owned());
+            differ(
+                path,
+                false,
+                "is deleted in this layer, and the mark of that is missing".to_owned(),
+            );
         }
         for path in found.deleted.iter().filter(|path| !self.hides(path)) {
-            differ(path, true, "is marked as deleted, and is not deleted in this layer".to_owned());
+            differ(
+                path,
+                true,
+                "is marked as deleted, and is not deleted in this layer".to_owned(),
+            );
         }
         for path in self.opaque.iter().filter(|path| !found.opaque.contains(*path)) {
             // The root of everything has nothing below it to hide.
             if !path.is_empty() {
-                differ(path, false, "hides what is below it, and the mark of that is missing".to_owned());
+                differ(
+                    path,
+                    false,
+                    "hides what is below it, and the mark of that is missing".to_owned(),
+                );
             }
         }
         all
@@ -339,7 +362,11 @@ fn used_directory() -> Item {
 
 /// Paths below a directory, without itself.
 fn below(items: &BTreeMap<Vec<u8>, Item>, path: &[u8]) -> Vec<Vec<u8>> {
-    let prefix = if path.is_empty() { Vec::new() } else { [path, b"/"].concat() };
+    let prefix = if path.is_empty() {
+        Vec::new()
+    } else {
+        [path, b"/"].concat()
+    };
     items
         .range(prefix.clone()..)
         .map(|(path, _)| path)
@@ -355,7 +382,11 @@ impl Item {
 
     /// A link whose target is not known stands for some regular file.
     fn seen_as(&self) -> Kind {
-        if self.kind == Kind::HardLink { Kind::Regular } else { self.kind }
+        if self.kind == Kind::HardLink {
+            Kind::Regular
+        } else {
+            self.kind
+        }
     }
 
     fn difference(&self, found: &Self, tolerance: &Tolerance) -> Option<String> {
@@ -363,10 +394,17 @@ impl Item {
             return None;
         }
         if self.seen_as() != found.seen_as() {
-            return Some(format!("should be {}, is {}", noun(self.seen_as()), noun(found.seen_as())));
+            return Some(format!(
+                "should be {}, is {}",
+                noun(self.seen_as()),
+                noun(found.seen_as())
+            ));
         }
         if self.kind != Kind::Symlink && self.mode != found.mode {
-            return Some(format!("should have mode {:04o}, has {:04o}", self.mode, found.mode));
+            return Some(format!(
+                "should have mode {:04o}, has {:04o}",
+                self.mode, found.mode
+            ));
         }
         let folded = |id: u64| tolerance.max_id.is_some_and(|max| id > u64::from(max));
         for (name, expected, found) in [
@@ -383,7 +421,11 @@ impl Item {
             }
             Kind::Regular if self.content != found.content => return Some("has other contents".to_owned()),
             Kind::Symlink if self.link != found.link => {
-                return Some(format!("should point to {:?}, points to {:?}", show(&self.link), show(&found.link)));
+                return Some(format!(
+                    "should point to {:?}, points to {:?}",
+                    show(&self.link),
+                    show(&found.link)
+                ));
             }
             Kind::CharDevice | Kind::BlockDevice if self.device != found.device => {
                 return Some("is another device".to_owned());
@@ -391,7 +433,10 @@ impl Item {
             _ => {}
         }
         let other = self.xattrs.iter().find(|(name, value)| {
-            found.xattrs.iter().any(|(there, is)| there == name && is != value)
+            found
+                .xattrs
+                .iter()
+                .any(|(there, is)| there == name && is != value)
         });
         other.map(|(name, _)| format!("has another value of the attribute {}", show(name)))
     }
@@ -453,12 +498,18 @@ mod tests {
 
     fn texts(expected: &Inventory, found: &Inventory) -> Vec<String> {
         let all = expected.differences(found, &Tolerance::default());
-        all.iter().map(|d| format!("{} {}", show(&d.path), d.what)).collect()
+        all.iter()
+            .map(|d| format!("{} {}", show(&d.path), d.what))
+            .collect()
     }
 
     #[test]
     fn order_implied_directories_and_forms_of_links_do_not_matter() {
-        let one = Tar::new().file("./a/b/file", "x").link("second", "a/b/file").file("a/.wh.gone", "").read();
+        let one = Tar::new()
+            .file("./a/b/file", "x")
+            .link("second", "a/b/file")
+            .file("a/.wh.gone", "")
+            .read();
         let two = Tar::new()
             .dir("a")
             .file("a/.wh.gone", "")
@@ -473,16 +524,37 @@ mod tests {
 
     #[test]
     fn every_kind_of_damage_is_seen() {
-        let whole = || Tar::new().dir("d").file("d/f", "content").file("d/g", "x").file(".wh.gone", "");
+        let whole = || {
+            Tar::new()
+                .dir("d")
+                .file("d/f", "content")
+                .file("d/g", "x")
+                .file(".wh.gone", "")
+        };
         let good = whole().read();
         for (found, expected) in [
-            (Tar::new().dir("d").file("d/g", "x").file(".wh.gone", ""), "d/f is missing"),
+            (
+                Tar::new().dir("d").file("d/g", "x").file(".wh.gone", ""),
+                "d/f is missing",
+            ),
             (whole().file("d/f", "CONTENT"), "d/f has other contents"),
-            (whole().file("d/f", "longer content"), "d/f should have 7 bytes, has 14"),
-            (whole().add(tar::EntryType::Regular, "d/g", 0o600, "", b"x"), "d/g should have mode 0644, has 0600"),
-            (whole().add(tar::EntryType::Symlink, "d/g", 0o777, "f", b""), "d/g should be a file, is a symbolic link"),
+            (
+                whole().file("d/f", "longer content"),
+                "d/f should have 7 bytes, has 14",
+            ),
+            (
+                whole().add(tar::EntryType::Regular, "d/g", 0o600, "", b"x"),
+                "d/g should have mode 0644, has 0600",
+            ),
+            (
+                whole().add(tar::EntryType::Symlink, "d/g", 0o777, "f", b""),
+                "d/g should be a file, is a symbolic link",
+            ),
             (whole().file("extra", ""), "extra does not belong here"),
-            (whole().file("d/.wh.other", ""), "d/other is marked as deleted, and is not deleted in this layer"),
+            (
+                whole().file("d/.wh.other", ""),
+                "d/other is marked as deleted, and is not deleted in this layer",
+            ),
             (
                 Tar::new().dir("d").file("d/f", "content").file("d/g", "x"),
                 "gone is deleted in this layer, and the mark of that is missing",
@@ -525,7 +597,10 @@ mod tests {
 
     #[test]
     fn folded_owners_and_devices_that_cannot_be_made_are_tolerated() {
-        let expected = Tar::new().add(tar::EntryType::Char, "null", 0o666, "", b"").file("f", "x").read();
+        let expected = Tar::new()
+            .add(tar::EntryType::Char, "null", 0o666, "", b"")
+            .file("f", "x")
+            .read();
         let mut found = Tar::new().file("f", "x").read();
         found.items.get_mut(&b"f"[..]).unwrap().owner = (3, 3);
         let strict = expected.differences(&found, &Tolerance::default());

@@ -28,7 +28,18 @@ fn images_are_the_same_under_every_driver() {
     let sizes = engine.docker(["images", "--format", "{{.ID}} {{.Size}}"]).ok();
     let look = "find /kept /replaced /hidden | sort | tr '\\n' ' '; cat /hidden/above; ls /gone || true";
     let run = |engine: &Engine| {
-        let words = ["run", "--rm", "--network", "none", "--pull", "never", &image, "sh", "-c", look];
+        let words = [
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--pull",
+            "never",
+            &image,
+            "sh",
+            "-c",
+            look,
+        ];
         engine.docker(words).ok()
     };
     let seen = run(&engine);
@@ -36,7 +47,11 @@ fn images_are_the_same_under_every_driver() {
         restart_with(&mut engine, driver);
         assert_eq!(list(&engine), before, "{driver}");
         assert_eq!(run(&engine), seen, "{driver}");
-        assert_eq!(engine.docker(["images", "--format", "{{.ID}} {{.Size}}"]).ok(), sizes, "{driver}");
+        assert_eq!(
+            engine.docker(["images", "--format", "{{.ID}} {{.Size}}"]).ok(),
+            sizes,
+            "{driver}"
+        );
     }
 }
 
@@ -47,7 +62,9 @@ fn a_container_of_another_driver_is_listed_untouched_and_says_how_to_go_on() {
     let image = layered_image("foreign");
     engine.docker(["pull", "-q", &image]).ok();
     let writer = Writer::new(&engine, "writer", &image);
-    engine.docker(["create", "--name", "never-started", &image, "true"]).ok();
+    engine
+        .docker(["create", "--name", "never-started", &image, "true"])
+        .ok();
     let before = engine.container("writer");
 
     restart_with(&mut engine, "vfs");
@@ -56,17 +73,33 @@ fn a_container_of_another_driver_is_listed_untouched_and_says_how_to_go_on() {
         "never-started\nwriter"
     );
     let refused = engine.docker(["start", "writer"]).run().fails();
-    for text in ["overlay2", "vfs", "skiffd storage migrate --to vfs", "--storage-driver overlay2"] {
+    for text in [
+        "overlay2",
+        "vfs",
+        "skiffd storage migrate --to vfs",
+        "--storage-driver overlay2",
+    ] {
         assert!(refused.stderr.contains(text), "{refused}");
     }
-    assert_eq!(engine.post("/containers/writer/start", &serde_json::Value::Null).status, 409);
-    engine.docker(["restart", "writer"]).run().fails().says("skiffd storage migrate");
+    assert_eq!(
+        engine
+            .post("/containers/writer/start", &serde_json::Value::Null)
+            .status,
+        409
+    );
+    engine
+        .docker(["restart", "writer"])
+        .run()
+        .fails()
+        .says("skiffd storage migrate");
     let now = engine.container("writer");
     assert_eq!(now["State"], before["State"], "a refused start is no start");
     assert_eq!(now["Driver"], "overlay2");
     // Lists with sizes are of use all the same, and so are new containers of the image.
     assert_eq!(engine.docker(["ps", "-asq"]).ok().lines().count(), 2);
-    engine.docker(["run", "--rm", "--network", "none", &image, "true"]).ok();
+    engine
+        .docker(["run", "--rm", "--network", "none", &image, "true"])
+        .ok();
     // The image is in use, whoever holds the container's files.
     engine.docker(["rmi", &image]).run().fails();
 
@@ -81,7 +114,10 @@ fn a_container_removed_under_another_driver_leaves_nothing_when_its_own_comes_ba
     let mut engine = Engine::with_busybox("overlay2");
     let writer = Writer::new(&engine, "writer", &busybox_with_places(&engine));
     let id = engine.inspect("writer", "{{.Id}}");
-    let place = engine.data_root().join("overlay2").join(format!("active-rw-{id}"));
+    let place = engine
+        .data_root()
+        .join("overlay2")
+        .join(format!("active-rw-{id}"));
     assert!(place.exists());
     restart_with(&mut engine, "vfs");
     engine.docker(["rm", &writer.name]).ok();
@@ -108,7 +144,10 @@ fn two_drivers_with_state_ask_for_a_choice() {
         command.env_remove("DOCKER_DRIVER").arg("--storage-driver=");
     });
     let refused = refused.fails().says("several valid graphdrivers: ");
-    assert!(refused.stderr.contains("skiffd storage migrate --to"), "{refused}");
+    assert!(
+        refused.stderr.contains("skiffd storage migrate --to"),
+        "{refused}"
+    );
     engine.start_again();
     assert_eq!(engine.busybox(&["--network", "none"], &["echo", "x"]).ok(), "x");
 }

@@ -38,3 +38,5 @@ mod security;
 mod storage_tool;
 #[cfg(test)]
 mod streams;
+#[cfg(test)]
+mod system_df;

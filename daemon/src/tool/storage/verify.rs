@@ -60,7 +60,9 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<ExitCode, 
     let mut found = verify_blobs(&place.image_root(), options, &report).map_err(|error| error.to_string())?;
     let mut drivers = Vec::new();
     match &lock {
-        Locked::Ours(_) => drivers = verify_drivers(arguments, &place, &context.store_options(), &mut found, &report)?,
+        Locked::Ours(_) => {
+            drivers = verify_drivers(arguments, &place, &context.store_options(), &mut found, &report)?
+        }
         Locked::InUse(_) if arguments.repair => {
             report.finish();
             return Err(lock.refusal(&place));
@@ -109,7 +111,9 @@ fn verify_drivers(
     let containers = place.containers().list().map_err(|error| error.to_string())?;
     let drivers = match Journal::read(&image_root).map_err(|error| error.to_string())? {
         Some(journal) => {
-            let driver = journal.driver_for_daemon(None).map_err(|error| error.to_string())?;
+            let driver = journal
+                .driver_for_daemon(None)
+                .map_err(|error| error.to_string())?;
             found.notes.push(format!(
                 "a migration to {driver} waits for `skiffd storage migrate --confirm`; only what {driver} holds was checked"
             ));
@@ -121,9 +125,13 @@ fn verify_drivers(
         let driver = place.open_driver(&place.data_root, name)?;
         let store = Store::open_for_checking(&image_root, driver, options.clone());
         let store = store.map_err(|error| error.to_string())?;
-        store.verify(found, &containers, report).map_err(|error| error.to_string())?;
+        store
+            .verify(found, &containers, report)
+            .map_err(|error| error.to_string())?;
         if arguments.repair {
-            store.repair(found, report).map_err(|error| format!("cannot repair: {error}"))?;
+            store
+                .repair(found, report)
+                .map_err(|error| format!("cannot repair: {error}"))?;
         }
     }
     Ok(drivers)
@@ -182,7 +190,11 @@ fn describe_problem(out: &mut String, problem: &Problem, repair: bool) {
         Remedy::Repair if repair => line("  could not be repaired".to_owned()),
         Remedy::Repair => line("  repair: skiffd storage verify --repair".to_owned()),
         Remedy::Pull(commands) => {
-            let first = if repair { "" } else { "skiffd storage verify --repair, then start the daemon and " };
+            let first = if repair {
+                ""
+            } else {
+                "skiffd storage verify --repair, then start the daemon and "
+            };
             line(format!("  repair: {first}{}", commands.join("; ")));
         }
         Remedy::Remove(command) => line(format!("  nothing brings it back: {command}")),

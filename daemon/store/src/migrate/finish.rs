@@ -139,7 +139,7 @@ impl Migration<'_> {
                     freed += report.freed;
                 }
                 Err(error) => {
-                    tracing::warn!(driver = name, %error, "cannot be opened; removing its directory")
+                    tracing::warn!(driver = name, %error, "cannot be opened; removing its directory");
                 }
             }
             freed += skiff_archive::remove_tree(&directory)?;

@@ -152,9 +152,11 @@ fn remove_surplus(directory: &Path, differences: &[Difference]) -> Result<()> {
         // The names come from a walk that follows no links, and nobody else is here.
         let path = directory.join(std::ffi::OsStr::from_bytes(&difference.path));
         match fs::symlink_metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => drop(skiff_archive::remove_tree(&path)?),
+            Ok(metadata) if metadata.is_dir() => {
+                skiff_archive::remove_tree(&path)?;
+            }
             Ok(_) => {
-                fs::remove_file(&path).map_err(|e| Error::io(format!("remove {}", path.display()), e))?
+                fs::remove_file(&path).map_err(|e| Error::io(format!("remove {}", path.display()), e))?;
             }
             // Removed with its directory.
             Err(_) => {}

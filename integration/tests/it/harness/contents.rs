@@ -54,7 +54,17 @@ pub(crate) struct Writer {
 impl Writer {
     /// Makes it, starts it, waits for its end.
     pub(crate) fn new(engine: &Engine, name: &str, image: &str) -> Self {
-        let words = ["create", "--name", name, "--network", "none", image, "sh", "-c", SCRIPT];
+        let words = [
+            "create",
+            "--name",
+            name,
+            "--network",
+            "none",
+            image,
+            "sh",
+            "-c",
+            SCRIPT,
+        ];
         engine.docker(words).ok();
         let files = engine.docker(["start", "-a", name]).ok();
         assert!(files.contains("new/link") && files.contains("written"), "{files}");
