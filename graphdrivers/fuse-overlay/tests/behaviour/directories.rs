@@ -24,9 +24,15 @@ pub(crate) fn names_may_have_255_bytes() {
     fs::create_dir(f.at(&long)).unwrap();
     fs::rename(f.at(&long), f.at("m".repeat(255))).unwrap();
     let longer = fs::write(f.at("n".repeat(256)), "");
-    assert_eq!(longer.unwrap_err().raw_os_error(), Some(Errno::NAMETOOLONG.raw_os_error()));
+    assert_eq!(
+        longer.unwrap_err().raw_os_error(),
+        Some(Errno::NAMETOOLONG.raw_os_error())
+    );
     let found = fs::metadata(f.at("n".repeat(256)));
-    assert_eq!(found.unwrap_err().raw_os_error(), Some(Errno::NAMETOOLONG.raw_os_error()));
+    assert_eq!(
+        found.unwrap_err().raw_os_error(),
+        Some(Errno::NAMETOOLONG.raw_os_error())
+    );
 }
 
 /// Any bytes but a slash and a zero make a name, and none of an overlay's own file names is reserved.
@@ -51,7 +57,10 @@ pub(crate) fn odd_names_are_names() {
             fs::write(layers.bottom.join(name), name.as_bytes()).unwrap();
         }
     });
-    let listed: BTreeSet<_> = fs::read_dir(f.mount().path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let listed: BTreeSet<_> = fs::read_dir(f.mount().path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(listed, odd.iter().cloned().collect());
     for name in &odd {
         assert_eq!(fs::read(f.at(name)).unwrap(), name.as_bytes());
@@ -99,7 +108,11 @@ pub(crate) fn a_big_directory_is_listed_whole() {
         }
         assert_eq!(seen.len(), ENTRIES - removed, "round {round}");
         for (name, ino) in seen.iter().take(500) {
-            assert_eq!(fs::symlink_metadata(f.at("big").join(name)).unwrap().ino(), *ino, "{name:?}");
+            assert_eq!(
+                fs::symlink_metadata(f.at("big").join(name)).unwrap().ino(),
+                *ino,
+                "{name:?}"
+            );
         }
         f.mount().forget();
     }
@@ -132,15 +145,24 @@ pub(crate) fn a_listing_survives_removals() {
     // From any remembered position the rest follows.
     for from in [0, 5, 299, 600] {
         listing.seek(positions[from]).unwrap();
-        let rest: Vec<_> = listing.by_ref().map(|entry| entry.unwrap().file_name().to_owned()).collect();
+        let rest: Vec<_> = listing
+            .by_ref()
+            .map(|entry| entry.unwrap().file_name().to_owned())
+            .collect();
         assert_eq!(rest, names[from + 1..], "from entry {from}");
     }
     let middle = positions[299];
-    for name in names[..300].iter().filter(|name| !name.as_bytes().starts_with(b".")) {
+    for name in names[..300]
+        .iter()
+        .filter(|name| !name.as_bytes().starts_with(b"."))
+    {
         fs::remove_file(f.at("d").join(std::ffi::OsStr::from_bytes(name.as_bytes()))).unwrap();
     }
     listing.seek(middle).unwrap();
-    let rest: Vec<_> = listing.by_ref().map(|entry| entry.unwrap().file_name().to_owned()).collect();
+    let rest: Vec<_> = listing
+        .by_ref()
+        .map(|entry| entry.unwrap().file_name().to_owned())
+        .collect();
     assert_eq!(rest, names[300..], "after half of them is gone");
     drop(listing);
 
@@ -149,11 +171,18 @@ pub(crate) fn a_listing_survives_removals() {
     while let Some(entry) = listing.next() {
         let entry = entry.unwrap();
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            fs::remove_file(f.at("d").join(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()))).unwrap();
+            fs::remove_file(
+                f.at("d")
+                    .join(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes())),
+            )
+            .unwrap();
             removed += 1;
         }
     }
-    assert!(removed >= 302 - 2, "a listing that removes what it sees left entries: {removed}");
+    assert!(
+        removed >= 302 - 2,
+        "a listing that removes what it sees left entries: {removed}"
+    );
     fs::remove_dir(f.at("d")).unwrap();
 }
 
@@ -161,12 +190,20 @@ pub(crate) fn a_listing_survives_removals() {
 pub(crate) fn rewinding_a_listing_shows_new_names() {
     let f = Fixture::with_file("");
     let mut listing = Dir::new(
-        rustix::fs::open(f.mount().path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap(),
+        rustix::fs::open(
+            f.mount().path(),
+            OFlags::RDONLY | OFlags::DIRECTORY,
+            Mode::empty(),
+        )
+        .unwrap(),
     )
     .unwrap();
     let count = |listing: &mut Dir| {
         listing.rewind();
-        listing.by_ref().map(|entry| entry.unwrap().file_name().to_owned()).collect::<Vec<_>>()
+        listing
+            .by_ref()
+            .map(|entry| entry.unwrap().file_name().to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(count(&mut listing).len(), 3);
     fs::write(f.at("g"), "").unwrap();
@@ -194,8 +231,16 @@ pub(crate) fn inode_numbers_are_stable() {
     let numbers = || names.map(number);
     let first = numbers();
     let distinct: BTreeSet<_> = first.iter().collect();
-    assert_eq!(distinct.len(), names.len(), "different files have different numbers");
-    assert_eq!(number("f"), number("linked"), "hard links of a lower layer are one file");
+    assert_eq!(
+        distinct.len(),
+        names.len(),
+        "different files have different numbers"
+    );
+    assert_eq!(
+        number("f"),
+        number("linked"),
+        "hard links of a lower layer are one file"
+    );
     assert_eq!(numbers(), first);
     f.mount().forget();
     assert_eq!(numbers(), first, "after the kernel forgot them");
@@ -208,11 +253,20 @@ pub(crate) fn inode_numbers_are_stable() {
     assert_eq!(numbers(), first, "after copy-up, when the kernel forgot them");
     fs::rename(f.at("g"), f.at("d/e/g")).unwrap();
     f.mount().forget();
-    assert_eq!(fs::metadata(f.at("d/e/g")).unwrap().ino(), first[1], "after rename");
+    assert_eq!(
+        fs::metadata(f.at("d/e/g")).unwrap().ino(),
+        first[1],
+        "after rename"
+    );
     for directory in ["", "d", "d/e", "u"] {
         for entry in fs::read_dir(f.at(directory)).unwrap() {
             let entry = entry.unwrap();
-            assert_eq!(entry.ino(), entry.path().symlink_metadata().unwrap().ino(), "{:?}", entry.path());
+            assert_eq!(
+                entry.ino(),
+                entry.path().symlink_metadata().unwrap().ino(),
+                "{:?}",
+                entry.path()
+            );
         }
     }
 }
@@ -231,19 +285,36 @@ pub(crate) fn the_overlay_s_attributes_are_hidden() {
     });
     let names: Vec<_> = xattr::list(f.at("d")).unwrap().collect();
     assert!(names.iter().any(|name| name == "user.visible"), "{names:?}");
-    assert!(!names.iter().any(|name| name.as_bytes().starts_with(b"user.overlay.")), "{names:?}");
+    assert!(
+        !names
+            .iter()
+            .any(|name| name.as_bytes().starts_with(b"user.overlay.")),
+        "{names:?}"
+    );
     assert_eq!(xattr::get(f.at("d"), "user.overlay.opaque").unwrap(), None);
-    assert_eq!(fs::read_dir(f.at("d")).unwrap().count(), 0, "the directory is opaque");
+    assert_eq!(
+        fs::read_dir(f.at("d")).unwrap().count(),
+        0,
+        "the directory is opaque"
+    );
     let removed = xattr::remove(f.at("d"), "user.overlay.opaque");
     assert!(removed.is_err(), "an opaque directory cannot be opened up");
 
     // Forging one may fail or keep it under another name; it never becomes the overlay's own.
-    for name in ["user.overlay.opaque", "user.overlay.redirect", "user.overlay.metacopy", "user.overlay.whiteout"] {
+    for name in [
+        "user.overlay.opaque",
+        "user.overlay.redirect",
+        "user.overlay.metacopy",
+        "user.overlay.whiteout",
+    ] {
         let _ = xattr::set(f.at("e"), name, b"y");
         let _ = xattr::set(f.at("e/f"), name, b"y");
         for path in ["e", "e/f"] {
             let below = f.layers.upper.join(path);
-            let raw = below.exists().then(|| xattr::get(&below, name).unwrap()).flatten();
+            let raw = below
+                .exists()
+                .then(|| xattr::get(&below, name).unwrap())
+                .flatten();
             assert_eq!(raw, None, "{name} on {path} reached the disk");
         }
     }

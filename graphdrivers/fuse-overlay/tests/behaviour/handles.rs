@@ -26,7 +26,11 @@ pub(crate) fn unlinked_open_files_stay_usable() {
     fs::write(f.at("other"), "other").unwrap();
     fs::set_permissions(f.at("copied"), PermissionsExt::from_mode(0o640)).unwrap();
     for name in ["lower", "copied", "replaced", "new"] {
-        let mut file = OpenOptions::new().read(true).write(true).open(f.at(name)).unwrap();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(f.at(name))
+            .unwrap();
         let reader = File::open(f.at(name)).unwrap();
         let ino = file.metadata().unwrap().ino();
         if name == "replaced" {
@@ -39,7 +43,11 @@ pub(crate) fn unlinked_open_files_stay_usable() {
         f.mount().forget();
 
         let stat = file.metadata().unwrap();
-        assert_eq!((stat.len(), stat.nlink(), stat.ino()), (10, 0, ino), "{name}: fstat");
+        assert_eq!(
+            (stat.len(), stat.nlink(), stat.ino()),
+            (10, 0, ino),
+            "{name}: fstat"
+        );
         assert_eq!(file.seek(SeekFrom::End(-3)).unwrap(), 7, "{name}: lseek");
         file.write_all(b"abcdef").unwrap();
         assert_eq!(file.metadata().unwrap().len(), 13, "{name}: grew");
@@ -50,27 +58,50 @@ pub(crate) fn unlinked_open_files_stay_usable() {
         assert_eq!(text, "0123456abcd", "{name}: content");
         let mut through_reader = [0; 11];
         reader.read_exact_at(&mut through_reader, 0).unwrap();
-        assert_eq!(&through_reader, b"0123456abcd", "{name}: another descriptor sees the same file");
+        assert_eq!(
+            &through_reader, b"0123456abcd",
+            "{name}: another descriptor sees the same file"
+        );
 
         file.set_permissions(PermissionsExt::from_mode(0o4711)).unwrap();
         rustix::fs::fchown(&file, Some(rustix::process::Uid::from_raw(3)), None).unwrap();
         let changed = file.metadata().unwrap();
         // A chown takes set-user-id away.
-        assert_eq!((changed.mode() & 0o7777, changed.uid()), (0o711, 3), "{name}: fchmod, fchown");
+        assert_eq!(
+            (changed.mode() & 0o7777, changed.uid()),
+            (0o711, 3),
+            "{name}: fchmod, fchown"
+        );
         rustix::fs::fsetxattr(&file, "user.colour", b"green", XattrFlags::empty()).unwrap();
         let mut value = [0; 16];
-        assert_eq!(rustix::fs::fgetxattr(&file, "user.colour", &mut value).unwrap(), 5, "{name}");
+        assert_eq!(
+            rustix::fs::fgetxattr(&file, "user.colour", &mut value).unwrap(),
+            5,
+            "{name}"
+        );
         let past = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         file.set_modified(past).unwrap();
-        assert_eq!(file.metadata().unwrap().modified().unwrap(), past, "{name}: futimens");
+        assert_eq!(
+            file.metadata().unwrap().modified().unwrap(),
+            past,
+            "{name}: futimens"
+        );
         file.sync_all().unwrap();
 
         // What is gone stays gone: no name can be made for it again, except through /proc with the right powers.
         let link = rustix::fs::linkat(file.as_fd(), c"", CWD, f.at("again"), AtFlags::EMPTY_PATH);
         assert_eq!(link, Err(Errno::NOENT), "{name}: linkat of an unlinked file");
         // Opening once more by descriptor is what bare file systems allow.
-        let again = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file))).unwrap();
-        assert_eq!(again.metadata().unwrap().len(), 11, "{name}: opened again by descriptor");
+        let again = File::open(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&file)
+        ))
+        .unwrap();
+        assert_eq!(
+            again.metadata().unwrap().len(),
+            11,
+            "{name}: opened again by descriptor"
+        );
     }
 }
 
@@ -83,7 +114,12 @@ pub(crate) fn a_removed_open_directory_is_empty() {
         fs::remove_dir(f.at(name)).unwrap();
         f.mount().forget();
         assert!(rustix::fs::fstat(&fd).is_ok(), "{name}: fstat");
-        let made = rustix::fs::openat(&fd, "x", OFlags::WRONLY | OFlags::CREATE, Mode::from_raw_mode(0o644));
+        let made = rustix::fs::openat(
+            &fd,
+            "x",
+            OFlags::WRONLY | OFlags::CREATE,
+            Mode::from_raw_mode(0o644),
+        );
         assert_eq!(made.err(), Some(Errno::NOENT), "{name}: create inside");
         let left: Vec<_> = rustix::fs::Dir::read_from(&fd)
             .unwrap()
@@ -132,7 +168,12 @@ pub(crate) fn many_opens_leak_nothing() {
             }
             fs::metadata(&path).unwrap();
             if n % 50 == round % 50 {
-                OpenOptions::new().append(true).open(&path).unwrap().write_all(b"y").unwrap();
+                OpenOptions::new()
+                    .append(true)
+                    .open(&path)
+                    .unwrap()
+                    .write_all(b"y")
+                    .unwrap();
             }
         }
         f.mount().forget();
@@ -144,9 +185,18 @@ pub(crate) fn many_opens_leak_nothing() {
     // A look forces the requests before it through; releases are sent without waiting for them.
     fs::read_dir(f.mount().path()).unwrap().for_each(drop);
     let after = (descriptors(pid), resident(pid));
-    println!("{} opens: descriptors, KiB: {before:?} → {after:?}", ROUNDS * FILES * 4);
-    assert!(after.0 <= before.0 + 16, "descriptors leak: {before:?} → {after:?}");
-    assert!(after.1 <= before.1 + 8 * 1024, "memory leaks: {before:?} → {after:?} KiB");
+    println!(
+        "{} opens: descriptors, KiB: {before:?} → {after:?}",
+        ROUNDS * FILES * 4
+    );
+    assert!(
+        after.0 <= before.0 + 16,
+        "descriptors leak: {before:?} → {after:?}"
+    );
+    assert!(
+        after.1 <= before.1 + 8 * 1024,
+        "memory leaks: {before:?} → {after:?} KiB"
+    );
 }
 
 fn descriptors(pid: u32) -> usize {
@@ -156,7 +206,10 @@ fn descriptors(pid: u32) -> usize {
 /// Resident memory in KiB.
 fn resident(pid: u32) -> usize {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
@@ -169,7 +222,11 @@ pub(crate) fn threads_do_not_disturb_each_other() {
         for n in 0..THREADS {
             fs::create_dir_all(layers.bottom.join(format!("shared/lower{n}"))).unwrap();
             for m in 0..ROUNDS {
-                fs::write(layers.bottom.join(format!("shared/lower{n}/{m}")), format!("{n} {m}")).unwrap();
+                fs::write(
+                    layers.bottom.join(format!("shared/lower{n}/{m}")),
+                    format!("{n} {m}"),
+                )
+                .unwrap();
             }
         }
     });
@@ -181,7 +238,10 @@ pub(crate) fn threads_do_not_disturb_each_other() {
                 start.wait();
                 for m in 0..ROUNDS {
                     let text = format!("thread {n} round {m}").repeat(m + 1);
-                    let (draft, done) = (f.at(format!("shared/draft-{n}-{m}")), f.at(format!("shared/done-{n}-{m}")));
+                    let (draft, done) = (
+                        f.at(format!("shared/draft-{n}-{m}")),
+                        f.at(format!("shared/done-{n}-{m}")),
+                    );
                     fs::write(&draft, &text).unwrap();
                     fs::rename(&draft, &done).unwrap();
                     assert_eq!(fs::read_to_string(&done).unwrap(), text);
@@ -189,16 +249,24 @@ pub(crate) fn threads_do_not_disturb_each_other() {
                     let neighbour = f.at(format!("shared/lower{}/{m}", (n + 1) % THREADS));
                     if let Ok(seen) = fs::read_to_string(neighbour) {
                         let whole = format!("{} {m}", (n + 1) % THREADS);
-                        assert!(seen == whole || seen == format!("{whole}+") , "{seen:?}");
+                        assert!(seen == whole || seen == format!("{whole}+"), "{seen:?}");
                     }
                     let own = f.at(format!("shared/lower{n}/{m}"));
-                    OpenOptions::new().append(true).open(&own).unwrap().write_all(b"+").unwrap();
+                    OpenOptions::new()
+                        .append(true)
+                        .open(&own)
+                        .unwrap()
+                        .write_all(b"+")
+                        .unwrap();
                     assert_eq!(fs::read_to_string(&own).unwrap(), format!("{n} {m}+"));
                     if m % 2 == 0 {
                         fs::remove_file(&own).unwrap();
                         fs::remove_file(&done).unwrap();
                     }
-                    let listed: Vec<_> = fs::read_dir(f.at("shared")).unwrap().map(|e| e.unwrap().file_name()).collect();
+                    let listed: Vec<_> = fs::read_dir(f.at("shared"))
+                        .unwrap()
+                        .map(|e| e.unwrap().file_name())
+                        .collect();
                     let distinct: BTreeSet<_> = listed.iter().collect();
                     assert_eq!(distinct.len(), listed.len(), "a name twice");
                 }
@@ -232,9 +300,15 @@ pub(crate) fn locks_hold_between_processes() {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(holder.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert_eq!(line, "locked\n", "{kind}");
-        assert_eq!(try_lock(kind, &f.at("f")), "busy\n", "{kind} does not exclude another process");
+        assert_eq!(
+            try_lock(kind, &f.at("f")),
+            "busy\n",
+            "{kind} does not exclude another process"
+        );
         holder.kill().unwrap();
         holder.wait().unwrap();
         assert_eq!(try_lock(kind, &f.at("f")), "free\n", "{kind} outlives its holder");
@@ -261,7 +335,14 @@ pub(crate) fn appends_from_two_processes_are_whole() {
          for n in range({LINES}):\n    os.write(fd, (sys.argv[2] * 20 + '\\n').encode())"
     );
     let mut writers: Vec<_> = ["a", "b"]
-        .map(|letter| Command::new("python3").args(["-c", &program]).arg(f.at("f")).arg(letter).spawn().unwrap())
+        .map(|letter| {
+            Command::new("python3")
+                .args(["-c", &program])
+                .arg(f.at("f"))
+                .arg(letter)
+                .spawn()
+                .unwrap()
+        })
         .into();
     for writer in &mut writers {
         assert!(writer.wait().unwrap().success());

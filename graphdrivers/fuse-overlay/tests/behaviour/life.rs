@@ -60,9 +60,9 @@ pub(crate) fn a_kill_under_load_ends_every_request() {
             std::thread::spawn(move || {
                 for round in 0.. {
                     let path = root.join(format!("{thread}-{}", round % 50));
-                    let result = fs::write(&path, "text").and_then(|()| fs::remove_file(&path)).and_then(|()| {
-                        fs::read_dir(&root)?.try_for_each(|entry| entry.map(drop))
-                    });
+                    let result = fs::write(&path, "text")
+                        .and_then(|()| fs::remove_file(&path))
+                        .and_then(|()| fs::read_dir(&root)?.try_for_each(|entry| entry.map(drop)));
                     if round == 5 {
                         started.send(()).unwrap();
                     }
@@ -104,7 +104,10 @@ pub(crate) fn a_late_end_spares_the_next_mount() {
     assert_eq!(fs::read_to_string(new.join("f")).unwrap(), "second");
     let mut text = String::new();
     held.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "first", "the detached mount is served while somebody uses it");
+    assert_eq!(
+        text, "first",
+        "the detached mount is served while somebody uses it"
+    );
     drop(held);
     let status = wait(&mut server, "after its last file was closed");
     assert!(status.success(), "{status}");
@@ -121,7 +124,11 @@ pub(crate) fn a_late_end_spares_the_next_mount() {
     unmount(new.path(), UnmountFlags::DETACH).unwrap();
     let mut server = new.leave();
     let newest = third.ours();
-    rustix::process::kill_process(rustix::process::Pid::from_child(&server), rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&server),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
     wait(&mut server, "after SIGTERM");
     drop(held);
     assert_eq!(fs::read_to_string(newest.join("f")).unwrap(), "third");
@@ -133,14 +140,25 @@ pub(crate) fn sigterm_ends_the_server() {
     let f = Fixture::with_file("lower");
     fs::write(f.at("new"), "new").unwrap();
     fs::write(f.at("f"), "changed").unwrap();
-    let Fixture { layers, mount, _scratch } = f;
+    let Fixture {
+        layers,
+        mount,
+        _scratch,
+    } = f;
     let mut server = mount.unwrap().leave();
-    rustix::process::kill_process(rustix::process::Pid::from_child(&server), rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&server),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
     wait(&mut server, "after SIGTERM");
     let text = |name: &str| fs::read_to_string(layers.upper.join(name)).unwrap();
     assert_eq!((text("new").as_str(), text("f").as_str()), ("new", "changed"));
     if Table::open().mounts_on(&layers.merged) > 0 {
-        assert_eq!(code(fs::metadata(&layers.merged)), Some(Errno::NOTCONN.raw_os_error()));
+        assert_eq!(
+            code(fs::metadata(&layers.merged)),
+            Some(Errno::NOTCONN.raw_os_error())
+        );
         unmount(&layers.merged, UnmountFlags::empty()).unwrap();
     }
     layers.ours().unmount();
@@ -152,12 +170,24 @@ pub(crate) fn the_program_goes_to_the_background() {
     let scratch = Scratch::new();
     let layers = scratch.layers("o");
     fs::write(layers.bottom.join("f"), "text").unwrap();
-    let output = program(&[OsStr::new("-o"), layers.options().as_ref(), layers.merged.as_os_str()])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(Table::open().mounts_on(&layers.merged), 1, "mounted when the program returns");
+    let output = program(&[
+        OsStr::new("-o"),
+        layers.options().as_ref(),
+        layers.merged.as_os_str(),
+    ])
+    .stdin(Stdio::null())
+    .output()
+    .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(
+        Table::open().mounts_on(&layers.merged),
+        1,
+        "mounted when the program returns"
+    );
     assert_eq!(fs::read_to_string(layers.merged.join("f")).unwrap(), "text");
     fs::write(layers.merged.join("g"), "new").unwrap();
     unmount(&layers.merged, UnmountFlags::empty()).unwrap();
@@ -169,12 +199,32 @@ pub(crate) fn a_refusal_is_said_and_leaves_no_mount() {
     let scratch = Scratch::new();
     let layers = scratch.layers("o");
     for options in [
-        format!("lowerdir={}/missing,upperdir={},workdir={}", layers.top.display(), layers.upper.display(), layers.work.display()),
-        format!("upperdir={},workdir={}", layers.upper.display(), layers.work.display()),
-        format!("lowerdir={},upperdir={}", layers.top.display(), layers.upper.display()),
-        format!("lowerdir={},upperdir={}/missing,workdir={}", layers.top.display(), layers.upper.display(), layers.work.display()),
+        format!(
+            "lowerdir={}/missing,upperdir={},workdir={}",
+            layers.top.display(),
+            layers.upper.display(),
+            layers.work.display()
+        ),
+        format!(
+            "upperdir={},workdir={}",
+            layers.upper.display(),
+            layers.work.display()
+        ),
+        format!(
+            "lowerdir={},upperdir={}",
+            layers.top.display(),
+            layers.upper.display()
+        ),
+        format!(
+            "lowerdir={},upperdir={}/missing,workdir={}",
+            layers.top.display(),
+            layers.upper.display(),
+            layers.work.display()
+        ),
     ] {
-        let output = program(&[OsStr::new("-o"), options.as_ref(), layers.merged.as_os_str()]).output().unwrap();
+        let output = program(&[OsStr::new("-o"), options.as_ref(), layers.merged.as_os_str()])
+            .output()
+            .unwrap();
         assert!(!output.status.success(), "-o {options}");
         assert!(!output.stderr.is_empty(), "-o {options}: no message");
         assert_eq!(Table::open().mounts_on(&layers.merged), 0, "-o {options}");
@@ -196,7 +246,9 @@ pub(crate) fn without_an_upper_directory_it_is_read_only() {
     assert_eq!(code(fs::write(mount.join("x"), "")), readonly);
     assert_eq!(code(fs::remove_file(mount.join("g"))), readonly);
     assert_eq!(code(fs::create_dir(mount.join("d"))), readonly);
-    let time = File::open(mount.join("f")).unwrap().set_modified(std::time::UNIX_EPOCH);
+    let time = File::open(mount.join("f"))
+        .unwrap()
+        .set_modified(std::time::UNIX_EPOCH);
     assert_eq!(code(time), readonly);
     mount.unmount();
     assert_eq!(fs::read_to_string(layers.bottom.join("f")).unwrap(), "bottom");
@@ -207,7 +259,11 @@ pub(crate) fn many_layers_are_stacked() {
     const LAYERS: usize = 128;
     let scratch = Scratch::new();
     let layers = scratch.layers("o");
-    let name = |n: usize| scratch.path().join(format!("a-layer-with-a-name-as-long-as-those-of-real-engines-{n:03}"));
+    let name = |n: usize| {
+        scratch.path().join(format!(
+            "a-layer-with-a-name-as-long-as-those-of-real-engines-{n:03}"
+        ))
+    };
     for n in 0..LAYERS {
         fs::create_dir(name(n)).unwrap();
         fs::write(name(n).join("who"), n.to_string()).unwrap();
@@ -226,7 +282,10 @@ pub(crate) fn many_layers_are_stacked() {
     let mount = Mounted::by_program(&options, &layers.merged);
     assert_eq!(fs::read_to_string(mount.join("who")).unwrap(), "0");
     for n in 0..LAYERS {
-        assert_eq!(fs::read_to_string(mount.join(format!("own-{n}"))).unwrap(), n.to_string());
+        assert_eq!(
+            fs::read_to_string(mount.join(format!("own-{n}"))).unwrap(),
+            n.to_string()
+        );
     }
     assert_eq!(fs::read_dir(mount.join("d")).unwrap().count(), LAYERS);
     fs::write(mount.join("own-127"), "changed").unwrap();

@@ -68,7 +68,12 @@ impl Fixture {
 /// Runs a Python program with arguments, for the calls that Rust allows only in unsafe code (mmap) or that need a
 /// process of their own (locks).
 fn python(program: &str, arguments: &[&Path]) -> Output {
-    let output = Command::new("python3").arg("-c").arg(program).args(arguments).output().unwrap();
+    let output = Command::new("python3")
+        .arg("-c")
+        .arg(program)
+        .args(arguments)
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "{}\n{}",

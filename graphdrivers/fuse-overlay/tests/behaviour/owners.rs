@@ -36,16 +36,29 @@ pub(crate) fn new_files_obey_the_creator_s_umask() {
     let f = Fixture::new(|_| ());
     for umask in ["000", "022", "077", "777"] {
         let made = Command::new("sh")
-            .args(["-c", "umask $1; : >f$1; mkdir d$1; mkfifo p$1; ln -s x l$1; mkdir -m 1777 m$1", "sh", umask])
+            .args([
+                "-c",
+                "umask $1; : >f$1; mkdir d$1; mkfifo p$1; ln -s x l$1; mkdir -m 1777 m$1",
+                "sh",
+                umask,
+            ])
             .current_dir(f.mount().path())
             .status()
             .unwrap();
         assert!(made.success());
         let bits = u32::from_str_radix(umask, 8).unwrap();
         let found = ["f", "d", "p", "l", "m"].map(|name| mode(f.at(format!("{name}{umask}"))));
-        assert_eq!(found, [0o666 & !bits, 0o777 & !bits, 0o666 & !bits, 0o777, 0o1777], "umask {umask}");
+        assert_eq!(
+            found,
+            [0o666 & !bits, 0o777 & !bits, 0o666 & !bits, 0o777, 0o1777],
+            "umask {umask}"
+        );
         let below = ["f", "d", "p", "m"].map(|name| mode(f.layers.upper.join(format!("{name}{umask}"))));
-        assert_eq!(below, [found[0], found[1], found[2], found[4]], "umask {umask} on disk");
+        assert_eq!(
+            below,
+            [found[0], found[1], found[2], found[4]],
+            "umask {umask} on disk"
+        );
     }
 }
 
@@ -67,10 +80,18 @@ pub(crate) fn set_group_id_directories_pass_their_group_on() {
         assert_eq!((meta.uid(), meta.gid()), (0, 7), "{name}");
         assert_eq!(meta.mode() & 0o2000 != 0, name == "directory", "{name}");
     }
-    assert!(as_user(1000, &f.at("shared"), "umask 022; : >theirs; mkdir their-directory; chmod 2755 theirs"));
+    assert!(as_user(
+        1000,
+        &f.at("shared"),
+        "umask 022; : >theirs; mkdir their-directory; chmod 2755 theirs"
+    ));
     let theirs = fs::metadata(at("theirs")).unwrap();
     assert_eq!((theirs.uid(), theirs.gid()), (1000, 7));
-    assert_eq!(theirs.mode() & 0o7777, 0o755, "not a member of the group: no set-group-id for them");
+    assert_eq!(
+        theirs.mode() & 0o7777,
+        0o755,
+        "not a member of the group: no set-group-id for them"
+    );
     assert_eq!(mode(at("their-directory")), 0o2755);
 }
 
@@ -114,11 +135,18 @@ pub(crate) fn permissions_are_checked_for_every_user() {
         ("ln readable open/hard", true),
     ] {
         // fs.protected_hardlinks is the machine's business.
-        let protected = fs::read_to_string("/proc/sys/fs/protected_hardlinks").unwrap().trim() == "1";
+        let protected = fs::read_to_string("/proc/sys/fs/protected_hardlinks")
+            .unwrap()
+            .trim()
+            == "1";
         let expected = expected && !(protected && command.starts_with("ln "));
         assert_eq!(as_user(1000, root, command), expected, "{command}");
     }
-    assert_eq!(fs::metadata(f.at("theirs")).unwrap().uid(), 1000, "the copied-up file keeps its owner");
+    assert_eq!(
+        fs::metadata(f.at("theirs")).unwrap().uid(),
+        1000,
+        "the copied-up file keeps its owner"
+    );
 }
 
 /// Writing to a program takes its set-user-id bit away, and so does giving it to somebody else.
@@ -134,10 +162,19 @@ pub(crate) fn writing_takes_set_user_id_away() {
     assert!(as_user(1001, f.mount().path(), "echo more >>written"));
     assert_eq!(mode(f.at("written")), 0o777, "after a write by another user");
     assert!(as_user(1001, f.mount().path(), ": >truncated"));
-    assert_eq!(mode(f.at("truncated")), 0o777, "after a truncation by another user");
+    assert_eq!(
+        mode(f.at("truncated")),
+        0o777,
+        "after a truncation by another user"
+    );
     chown(f.at("given"), Some(1002), Some(1002)).unwrap();
     assert_eq!(mode(f.at("given")), 0o777, "after chown");
-    OpenOptions::new().append(true).open(f.at("given")).unwrap().write_all(b"+").unwrap();
+    OpenOptions::new()
+        .append(true)
+        .open(f.at("given"))
+        .unwrap()
+        .write_all(b"+")
+        .unwrap();
 }
 
 /// `security.capability` is kept by copy-up and taken away by a write.
@@ -154,7 +191,12 @@ pub(crate) fn file_capabilities_survive_copy_up_and_end_with_a_write() {
     fs::set_permissions(f.at("program"), PermissionsExt::from_mode(0o755)).unwrap();
     assert!(f.layers.upper.join("program").exists());
     assert_eq!(get().as_deref(), Some(&value[..]), "after copy-up");
-    OpenOptions::new().append(true).open(f.at("program")).unwrap().write_all(b"+").unwrap();
+    OpenOptions::new()
+        .append(true)
+        .open(f.at("program"))
+        .unwrap()
+        .write_all(b"+")
+        .unwrap();
     assert_eq!(get(), None, "after a write");
 }
 
@@ -195,13 +237,25 @@ pub(crate) fn access_lists_are_kept_and_obeyed() {
         xattr::set(layers.bottom.join("d"), DEFAULT, &inherited).unwrap();
     });
     let root = f.mount().path();
-    assert_eq!(xattr::get(f.at("lower"), ACCESS).unwrap().as_deref(), Some(&list[..]));
+    assert_eq!(
+        xattr::get(f.at("lower"), ACCESS).unwrap().as_deref(),
+        Some(&list[..])
+    );
     assert!(as_user(1000, root, "cat lower"), "the list lets user 1000 read");
     assert!(!as_user(1001, root, "cat lower"), "and nobody else");
     assert!(!as_user(1000, root, "echo more >>lower"));
 
-    OpenOptions::new().append(true).open(f.at("lower")).unwrap().write_all(b"+").unwrap();
-    assert_eq!(xattr::get(f.at("lower"), ACCESS).unwrap().as_deref(), Some(&list[..]), "after copy-up");
+    OpenOptions::new()
+        .append(true)
+        .open(f.at("lower"))
+        .unwrap()
+        .write_all(b"+")
+        .unwrap();
+    assert_eq!(
+        xattr::get(f.at("lower"), ACCESS).unwrap().as_deref(),
+        Some(&list[..]),
+        "after copy-up"
+    );
     assert!(as_user(1000, root, "cat lower"));
     xattr::remove(f.at("lower"), ACCESS).unwrap();
     assert!(!as_user(1000, root, "cat lower"), "without the list");
@@ -209,15 +263,29 @@ pub(crate) fn access_lists_are_kept_and_obeyed() {
     fs::write(f.at("new"), "text").unwrap();
     fs::set_permissions(f.at("new"), PermissionsExt::from_mode(0o600)).unwrap();
     xattr::set(f.at("new"), ACCESS, &list).unwrap();
-    assert_eq!(mode(f.at("new")), 0o660, "the mask is the group's part of the mode");
+    assert_eq!(
+        mode(f.at("new")),
+        0o660,
+        "the mask is the group's part of the mode"
+    );
     assert!(as_user(1000, root, "cat new"));
-    assert_eq!(xattr::get(f.layers.upper.join("new"), ACCESS).unwrap().as_deref(), Some(&list[..]));
+    assert_eq!(
+        xattr::get(f.layers.upper.join("new"), ACCESS).unwrap().as_deref(),
+        Some(&list[..])
+    );
 
-    let made = Command::new("sh").args(["-c", "umask 077; : >d/f; mkdir d/s"]).current_dir(root).status().unwrap();
+    let made = Command::new("sh")
+        .args(["-c", "umask 077; : >d/f; mkdir d/s"])
+        .current_dir(root)
+        .status()
+        .unwrap();
     assert!(made.success());
     assert_eq!(mode(f.at("d/f")), 0o660, "the default list counts, not the umask");
     assert!(as_user(1000, root, "cat d/f"));
     assert!(!as_user(1001, root, "cat d/f"));
-    assert_eq!(xattr::get(f.at("d/s"), DEFAULT).unwrap().as_deref(), Some(&inherited[..]));
+    assert_eq!(
+        xattr::get(f.at("d/s"), DEFAULT).unwrap().as_deref(),
+        Some(&inherited[..])
+    );
     assert!(as_user(1000, root, "ls d/s"));
 }

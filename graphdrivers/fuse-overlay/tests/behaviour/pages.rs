@@ -14,7 +14,8 @@ use crate::mounts::{Layers, Scratch};
 
 /// A shared writable map changes the file: seen by read(2), by the layer's file after msync, and after a new mount.
 pub(crate) fn shared_maps_are_written_back() {
-    let mut f = Fixture::new(|layers| fs::write(layers.bottom.join("lower"), vec![b'l'; 3 * 4096 + 100]).unwrap());
+    let mut f =
+        Fixture::new(|layers| fs::write(layers.bottom.join("lower"), vec![b'l'; 3 * 4096 + 100]).unwrap());
     fs::write(f.at("new"), vec![b'n'; 3 * 4096 + 100]).unwrap();
     for name in ["lower", "new"] {
         python(
@@ -36,11 +37,21 @@ pub(crate) fn shared_maps_are_written_back() {
         f.remount();
         let bytes = fs::read(f.at(name)).unwrap();
         assert_eq!(bytes.len(), 3 * 4096 + 100);
-        for (at, text) in [(0, &b"late"[..]), (10, b"mapped"), (8190, b"page"), (8192 + 50, b"write")] {
+        for (at, text) in [
+            (0, &b"late"[..]),
+            (10, b"mapped"),
+            (8190, b"page"),
+            (8192 + 50, b"write"),
+        ] {
             assert_eq!(&bytes[at..at + text.len()], text, "{name} at {at}");
         }
     }
-    assert!(fs::read(f.layers.bottom.join("lower")).unwrap().iter().all(|byte| *byte == b'l'));
+    assert!(
+        fs::read(f.layers.bottom.join("lower"))
+            .unwrap()
+            .iter()
+            .all(|byte| *byte == b'l')
+    );
 }
 
 /// A private map and a program run from the mount read the same bytes; a program that runs cannot be written.
@@ -49,7 +60,10 @@ pub(crate) fn programs_run_from_the_mount() {
         let target = layers.bottom.join("sleep");
         fs::copy("/bin/sleep", target).unwrap();
     });
-    let mut running = std::process::Command::new(f.at("sleep")).arg("1000").spawn().unwrap();
+    let mut running = std::process::Command::new(f.at("sleep"))
+        .arg("1000")
+        .spawn()
+        .unwrap();
     // spawn returns after execve.
     let written = OpenOptions::new().write(true).open(f.at("sleep"));
     let busy = written.map(|_| ()).map_err(|error| error.raw_os_error());
@@ -57,7 +71,13 @@ pub(crate) fn programs_run_from_the_mount() {
     running.wait().unwrap();
     // Linux 6.11 to 6.13 had no such check.
     assert!(busy == Err(Some(Errno::TXTBSY.raw_os_error())) || busy.is_ok());
-    assert!(std::process::Command::new(f.at("sleep")).arg("0").status().unwrap().success());
+    assert!(
+        std::process::Command::new(f.at("sleep"))
+            .arg("0")
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 /// A file with holes keeps them when it is copied up, and its data where it was.
@@ -72,13 +92,25 @@ pub(crate) fn holes_survive_copy_up() {
         }
     });
     let below = fs::metadata(f.layers.bottom.join("sparse")).unwrap().blocks();
-    assert_eq!(fs::metadata(f.at("sparse")).unwrap().blocks(), below, "the mount says how much is allocated");
-    let file = OpenOptions::new().read(true).write(true).open(f.at("sparse")).unwrap();
+    assert_eq!(
+        fs::metadata(f.at("sparse")).unwrap().blocks(),
+        below,
+        "the mount says how much is allocated"
+    );
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(f.at("sparse"))
+        .unwrap();
     file.write_all_at(b"!", 5).unwrap();
     file.sync_all().unwrap();
     let copy = fs::metadata(f.layers.upper.join("sparse")).unwrap();
     assert_eq!(copy.len(), SIZE);
-    assert!(copy.blocks() <= below + 64, "the copy takes {} blocks, the original {below}", copy.blocks());
+    assert!(
+        copy.blocks() <= below + 64,
+        "the copy takes {} blocks, the original {below}",
+        copy.blocks()
+    );
     for (at, text) in data {
         let mut bytes = vec![0; text.len()];
         file.read_exact_at(&mut bytes, at).unwrap();
@@ -87,7 +119,10 @@ pub(crate) fn holes_survive_copy_up() {
     let hole = rustix::fs::seek(&file, At::Hole(0)).unwrap();
     assert!(hole < SIZE / 2, "the first hole begins at {hole}");
     let next = rustix::fs::seek(&file, At::Data(hole)).unwrap();
-    assert!(next > SIZE / 4 && next <= SIZE / 2 + 5000, "the data after it at {next}");
+    assert!(
+        next > SIZE / 4 && next <= SIZE / 2 + 5000,
+        "the data after it at {next}"
+    );
     let last = rustix::fs::seek(&file, At::Hole(i64::MAX.cast_unsigned() / 2));
     assert_eq!(last, Err(Errno::NXIO));
 }
@@ -100,17 +135,38 @@ pub(crate) fn files_may_be_larger_than_four_gibibytes() {
         file.write_all_at(b"far", FAR).unwrap();
     });
     for name in ["lower", "new"] {
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(f.at(name)).unwrap();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(f.at(name))
+            .unwrap();
         file.seek(SeekFrom::Start(FAR + 3)).unwrap();
         file.write_all(b"ther").unwrap();
         file.sync_all().unwrap();
         assert_eq!(file.metadata().unwrap().len(), FAR + 7, "{name}");
         let mut bytes = [0; 7];
         file.read_exact_at(&mut bytes, FAR).unwrap();
-        assert_eq!(&bytes, if name == "lower" { b"farther" } else { b"\0\0\0ther" }, "{name}");
+        assert_eq!(
+            &bytes,
+            if name == "lower" {
+                b"farther"
+            } else {
+                b"\0\0\0ther"
+            },
+            "{name}"
+        );
         file.set_len(FAR + 1).unwrap();
-        assert_eq!(fs::metadata(f.layers.upper.join(name)).unwrap().len(), FAR + 1, "{name}");
-        assert!(fs::metadata(f.layers.upper.join(name)).unwrap().blocks() < 4096, "{name} is sparse");
+        assert_eq!(
+            fs::metadata(f.layers.upper.join(name)).unwrap().len(),
+            FAR + 1,
+            "{name}"
+        );
+        assert!(
+            fs::metadata(f.layers.upper.join(name)).unwrap().blocks() < 4096,
+            "{name} is sparse"
+        );
     }
 }
 
@@ -123,11 +179,22 @@ pub(crate) fn space_can_be_reserved_and_holes_punched() {
     assert_eq!(file.metadata().unwrap().len(), 131_072);
     fallocate(&file, FallocateFlags::KEEP_SIZE, 131_072, 65536).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 131_072);
-    fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 4096, 8192).unwrap();
+    fallocate(
+        &file,
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        4096,
+        8192,
+    )
+    .unwrap();
     let mut bytes = vec![1; 65536];
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes[4096..12288].iter().all(|byte| *byte == 0));
-    assert!(bytes[..4096].iter().chain(&bytes[12288..]).all(|byte| *byte == b'x'));
+    assert!(
+        bytes[..4096]
+            .iter()
+            .chain(&bytes[12288..])
+            .all(|byte| *byte == b'x')
+    );
     let zeroed = fallocate(&file, FallocateFlags::ZERO_RANGE, 0, 4096);
     if zeroed.is_ok() {
         file.read_exact_at(&mut bytes, 0).unwrap();
@@ -145,12 +212,20 @@ pub(crate) fn an_unmount_loses_nothing() {
     drop(appended);
     fs::write(f.at("draft"), "draft").unwrap();
     fs::rename(f.at("draft"), f.at("final")).unwrap();
-    OpenOptions::new().write(true).open(f.at("big")).unwrap().set_len(1_000_003).unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(f.at("big"))
+        .unwrap()
+        .set_len(1_000_003)
+        .unwrap();
     f.unmount();
     let upper = &f.layers.upper;
     assert_eq!(fs::read_to_string(upper.join("big")).unwrap(), text[..1_000_003]);
     assert_eq!(fs::read_to_string(upper.join("final")).unwrap(), "draft");
-    assert_eq!(fs::read_to_string(upper.join("f")).unwrap(), "lower".repeat(100_000) + "end");
+    assert_eq!(
+        fs::read_to_string(upper.join("f")).unwrap(),
+        "lower".repeat(100_000) + "end"
+    );
 }
 
 /// A full disk is ENOSPC for the writer and nothing worse: acknowledged bytes stay, space that was freed can be used.
@@ -180,12 +255,23 @@ pub(crate) fn a_full_disk_is_said_and_survived() {
     fs::write(mount.join("kept"), "kept").unwrap();
     File::open(mount.join("kept")).unwrap().sync_all().unwrap();
 
-    let too_large = OpenOptions::new().append(true).open(mount.join("large")).and_then(|mut file| {
-        file.write_all(b"!")?;
-        file.sync_all()
-    });
-    assert_eq!(too_large.unwrap_err().raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "copy-up");
-    assert_eq!(fs::metadata(mount.join("large")).unwrap().len(), 32 << 20, "the lower file is as before");
+    let too_large = OpenOptions::new()
+        .append(true)
+        .open(mount.join("large"))
+        .and_then(|mut file| {
+            file.write_all(b"!")?;
+            file.sync_all()
+        });
+    assert_eq!(
+        too_large.unwrap_err().raw_os_error(),
+        Some(Errno::NOSPC.raw_os_error()),
+        "copy-up"
+    );
+    assert_eq!(
+        fs::metadata(mount.join("large")).unwrap().len(),
+        32 << 20,
+        "the lower file is as before"
+    );
     assert!(!layers.upper.join("large").exists(), "no half copy is left");
 
     let mut file = File::create(mount.join("filler")).unwrap();

@@ -48,7 +48,14 @@ impl Scratch {
     /// every copied file, and a table of thousands would wait for the disk.
     pub(crate) fn in_memory() -> Self {
         let this = Self::new();
-        mount("tmpfs", this.path(), "tmpfs", MountFlags::empty(), Some(c"mode=755")).unwrap();
+        mount(
+            "tmpfs",
+            this.path(),
+            "tmpfs",
+            MountFlags::empty(),
+            Some(c"mode=755"),
+        )
+        .unwrap();
         if xattr::set(this.path(), "user.test", b"").is_err() {
             unmount(this.path(), UnmountFlags::empty()).unwrap();
         }
@@ -174,7 +181,9 @@ pub(crate) fn program<A: AsRef<OsStr>>(arguments: &[A]) -> Command {
 
 /// The other side of [`program`]: does nothing in an ordinary run.
 pub(crate) fn serve() {
-    let Some(words) = std::env::var_os(SERVE) else { return };
+    let Some(words) = std::env::var_os(SERVE) else {
+        return;
+    };
     let words: Vec<OsString> = words
         .as_bytes()
         .split(|byte| *byte == SEPARATOR)

@@ -22,15 +22,15 @@ use crate::tree::{self, Seen, Tree, What};
 mod actions;
 mod objects;
 
-use actions::{ACTIONS, Run};
+use actions::{ACTIONS, Run, WITH_NEIGHBOURS};
 use objects::{OBJECTS, OLD, Place};
 
 /// Where ours answers otherwise than the kernel: a scenario (`object/action`, either may be `*`) and the reason. The
 /// same list is explained in `docs/fuse-overlay-conformance.md`.
 const DIFFERENT: &[(&str, &str)] = &[];
 
-/// Differences shown before the rest is only counted.
-const SHOWN: usize = 40;
+/// Scenarios shown in detail; the rest is only named.
+const SHOWN: usize = 20;
 
 /// The whole table.
 pub(crate) fn the_kernel_and_we_agree() {
@@ -48,15 +48,36 @@ pub(crate) fn the_kernel_and_we_agree() {
     for (name, expected) in &kernel_log {
         report.compare(name, "answers", expected, &our_log[name]);
     }
-    report.trees("merged tree", &kernel_tree, &our_tree);
-    report.trees("upper directory on disk", &normal(&kernel.upper, true), &normal(&ours.upper, true));
-    report.trees("left in the work directory", &leftovers(&kernel.work), &leftovers(&ours.work));
+    // The kernel shows a link to a lower special file as a link only to those who look it up anew.
+    report.trees("merged tree", &tree::without_links(&kernel_tree), &tree::without_links(&our_tree));
+    report.trees(
+        "upper directory on disk",
+        &normal(&kernel.upper, true),
+        &normal(&ours.upper, true),
+    );
+    report.trees(
+        "left in the work directory",
+        &leftovers(&kernel.work),
+        &leftovers(&ours.work),
+    );
 
     // Looked at anew: hard links that the kernel's own mount did not show while it made them appear now.
     let expected = seen(kernel.kernel());
-    report.trees("the kernel's upper directory, mounted by us", &expected, &seen(kernel.ours()));
-    report.trees("our upper directory, mounted by the kernel", &expected, &seen(ours.kernel()));
-    report.trees("our upper directory, mounted by us", &expected, &seen(ours.ours()));
+    report.trees(
+        "the kernel's upper directory, mounted by us",
+        &expected,
+        &seen(kernel.ours()),
+    );
+    report.trees(
+        "our upper directory, mounted by the kernel",
+        &expected,
+        &seen(ours.kernel()),
+    );
+    report.trees(
+        "our upper directory, mounted by us",
+        &expected,
+        &seen(ours.ours()),
+    );
 
     let after = (normal(&ours.top, false), normal(&ours.bottom, false));
     assert!(after == before, "a lower layer was changed");
@@ -74,11 +95,16 @@ fn seen(mount: Mounted) -> Tree {
 type Log = BTreeMap<String, Vec<String>>;
 
 fn scenarios() -> impl Iterator<Item = (String, fn(&Place), fn(&mut Run))> {
-    OBJECTS.iter().flat_map(|(object, build)| {
-        ACTIONS
-            .iter()
-            .map(move |(action, work)| (format!("{object}/{action}"), *build, *work))
-    })
+    // All of them where the format was made for; a sample with root's powers, which change little.
+    let step = if crate::userns::inside() { 1 } else { 5 };
+    OBJECTS
+        .iter()
+        .flat_map(|(object, build)| {
+            ACTIONS
+                .iter()
+                .map(move |(action, work)| (format!("{object}/{action}"), *build, *work))
+        })
+        .step_by(step)
 }
 
 fn place(layers: &Layers, name: &str) -> Place {
@@ -97,9 +123,12 @@ fn build(layers: &Layers) {
     }
     for (name, build, _) in scenarios() {
         let place = place(layers, &name);
-        objects::file(&place.bottom, "lower", "lower");
-        objects::directory(&place.bottom, "lower-directory");
-        objects::file(&place.bottom, "lower-directory/l", "l");
+        objects::directory(&layers.bottom, &name);
+        if WITH_NEIGHBOURS.iter().any(|action| name.ends_with(action)) {
+            objects::file(&place.bottom, "lower", "lower");
+            objects::directory(&place.bottom, "lower-directory");
+            objects::file(&place.bottom, "lower-directory/l", "l");
+        }
         build(&place);
     }
     for layer in [&layers.bottom, &layers.top, &layers.upper] {
@@ -182,7 +211,8 @@ fn leftovers(work: &Path) -> Tree {
 #[derive(Default)]
 struct Report {
     text: String,
-    differences: usize,
+    /// How often, by scenario.
+    differences: BTreeMap<String, usize>,
     used: Vec<usize>,
 }
 
@@ -204,8 +234,8 @@ impl Report {
             self.used.push(index);
             return;
         }
-        self.differences += 1;
-        if self.differences <= SHOWN {
+        *self.differences.entry(scenario.to_owned()).or_default() += 1;
+        if self.differences.len() <= SHOWN {
             let _ = writeln!(
                 self.text,
                 "{scenario}: {what}\n   kernel {kernel:?}\n   ours   {ours:?}"
@@ -227,19 +257,17 @@ impl Report {
     }
 
     fn finish(&self, scenarios: usize) {
-        println!("{scenarios} scenarios, {} differ unexpectedly", self.differences);
+        println!("{scenarios} scenarios, {} differ unexpectedly", self.differences.len());
+        let all: Vec<_> = self.differences.keys().collect();
+        assert!(all.is_empty(), "{}\ndifferent: {all:#?}", self.text);
         let unused: Vec<_> = (0..DIFFERENT.len())
             .filter(|index| !self.used.contains(index))
             .map(|index| DIFFERENT[index].0)
             .collect();
-        assert!(
-            self.differences == 0,
-            "{} differences:\n{}",
-            self.differences,
-            self.text
-        );
-        assert!(unused.is_empty(), "listed as different, but not: {unused:?}");
-        assert!(scenarios > 1000, "the table has shrunk");
+        if crate::userns::inside() {
+            assert!(unused.is_empty(), "listed as different, but not: {unused:?}");
+            assert!(scenarios > 2500, "the table has shrunk");
+        }
     }
 }
 
