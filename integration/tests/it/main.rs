@@ -17,6 +17,8 @@ mod disk;
 #[cfg(test)]
 mod driver_switch;
 #[cfg(test)]
+mod drivers;
+#[cfg(test)]
 mod images;
 #[cfg(test)]
 mod leaks;

@@ -46,6 +46,45 @@ macro_rules! on_both_drivers {
 }
 pub(crate) use on_both_drivers;
 
+/// Runs a scenario on each of the four storage drivers; it may stop, kill and start the daemon.
+macro_rules! on_every_driver {
+    ($($(#[$meta:meta])* fn $name:ident($engine:ident) $body:block)+) => {$(
+        $(#[$meta])*
+        mod $name {
+            use super::*;
+
+            fn scenario(driver: &str) {
+                require!(Engine::own(), "chooses the storage driver");
+                require!(driver != "btrfs" || is_root(), "only root can mount a btrfs");
+                let mut engine = Engine::with_busybox(driver);
+                let $engine = &mut engine;
+                $body
+            }
+
+            #[test]
+            fn vfs() {
+                scenario("vfs");
+            }
+
+            #[test]
+            fn overlay2() {
+                scenario("overlay2");
+            }
+
+            #[test]
+            fn fuse_overlayfs() {
+                scenario("fuse-overlayfs");
+            }
+
+            #[test]
+            fn btrfs() {
+                scenario("btrfs");
+            }
+        }
+    )+};
+}
+pub(crate) use on_every_driver;
+
 /// Ends the test when `$have` is false: a failure, unless `SKIFF_TEST_ALLOW_SKIP` is set (see [`skipped`]).
 macro_rules! require {
     ($have:expr, $($why:tt)+) => {
