@@ -376,14 +376,16 @@ def main():
     engines = [OwnEngine(args.daemon, args.user, args.registry, args.place, args.flags)]
     for name, path, *registry in args.compare:
         engines.append(Engine(name, path.removeprefix("unix://"), registry[0] if registry else args.registry))
+    # Told to end, it still stops what it started and shows what it has.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))
+    bench = Bench(engines, args.rounds, args.image or IMAGES, args.place)
     try:
         engines[0].start()
-        bench = Bench(engines, args.rounds, args.image or IMAGES, args.place)
         bench.run(args.only or ITEMS)
-        print(bench.table())
+    finally:
+        print(bench.table(), flush=True)
         if args.json:
             pathlib.Path(args.json).write_text(json.dumps(bench.results, indent=1) + "\n")
-    finally:
         for engine in engines:
             engine.close()
 
