@@ -1,7 +1,7 @@
 //! The connection to the kernel: reads requests from `/dev/fuse`, calls the overlay, writes answers.
 //!
 //! ```text
-//!            thread 1            thread 2 …           extra threads, while all others are busy with long work
+//!            thread 1            thread 2 …           parked threads, one of which looks after the others
 //!   read ─► /dev/fuse ─┐   read ─► clone ─┐
 //!           parse      │          parse   │
 //!           overlay    │          overlay │      no queue, no hand-over between threads: who reads a request
@@ -11,7 +11,9 @@
 //! Own code instead of a library: ADR 11 has the figures. Called by `program`; knows nothing of mounting.
 
 mod abi;
+mod crew;
 mod dispatch;
+mod follow;
 mod init;
 mod reply;
 mod request;

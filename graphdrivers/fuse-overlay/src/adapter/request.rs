@@ -4,6 +4,7 @@
 //! answered with `EINVAL` and never read beyond its end.
 
 use std::ffi::{CStr, OsStr};
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
 use super::abi::IN_HEADER;
@@ -27,8 +28,20 @@ pub(super) struct Request<'a> {
 }
 
 /// The rest of a message; each method takes the next field off.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(super) struct Body<'a>(&'a [u8]);
+
+/// As far as people want to read it: what looks like a name.
+impl fmt::Debug for Body<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = &self.0[..self.0.len().min(256)];
+        let words = head
+            .split(|byte| !byte.is_ascii_graphic())
+            .filter(|word| word.len() > 1)
+            .map(String::from_utf8_lossy);
+        f.debug_list().entries(words).finish()
+    }
+}
 
 impl<'a> Request<'a> {
     /// Takes a message apart, as read(2) gave it.

@@ -1,21 +1,20 @@
-//! The threads that serve.
-//!
-//! A few threads read and answer; they are as many as the processors, because a request mostly costs processor time.
-//! Work that waits for the disk (fsync, copy-up, long copies) would keep them all away from `/dev/fuse`: when the last
-//! idle thread takes such a request it first starts another one, which ends when there are enough idle ones again.
+//! The loop of a serving thread: read, answer, follow. How many threads there are is `crew.rs`'s business.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, Scope};
+use std::time::Instant;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Session;
 use super::abi::opcode;
+use super::crew::{Crew, Turn};
 use super::dispatch::Outcome;
+use super::follow::{Follower, MOMENT};
 use super::init::MAX_WRITE;
 use super::reply::Reply;
 use super::request::Request;
@@ -25,21 +24,11 @@ pub(super) const REQUEST_ROOM: usize = MAX_WRITE as usize + 4096;
 /// Room for the largest answer: a full read; two structures fit into the same.
 pub(super) const REPLY_ROOM: usize = MAX_WRITE as usize;
 
-/// Threads that stay.
+/// Threads at the device at once, as long as no disk is slow.
 const MIN_THREADS: usize = 2;
 const MAX_THREADS: usize = 8;
-/// Threads in all, when disks are slow.
-const MOST_THREADS: usize = 64;
-
-/// Who is doing what.
-#[derive(Debug)]
-struct Pool {
-    /// Threads that stay.
-    steady: usize,
-    /// Threads that wait for a request.
-    idle: AtomicUsize,
-    threads: AtomicUsize,
-}
+/// Bytes in a request or an answer that count as much.
+const BULK: usize = 64 << 10;
 
 /// Serves until the end.
 pub(super) fn run(session: &Session) -> io::Result<()> {
@@ -49,94 +38,130 @@ pub(super) fn run(session: &Session) -> io::Result<()> {
     } else {
         processors.clamp(MIN_THREADS, MAX_THREADS)
     };
-    let pool = Pool {
-        steady,
-        idle: AtomicUsize::new(0),
-        threads: AtomicUsize::new(steady),
-    };
+    let crew = Crew::new(steady);
     thread::scope(|scope| {
-        let first = (0..steady)
-            .map(|_| start(scope, session, &pool))
-            .collect::<io::Result<Vec<_>>>()?;
-        first.into_iter().try_for_each(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("a serving thread panicked")))
-        })
+        crew.enlist();
+        serve(scope, session, &crew)
     })
 }
 
-type Serving<'scope> = thread::ScopedJoinHandle<'scope, io::Result<()>>;
-
-fn start<'scope, 'env: 'scope>(
-    scope: &'scope Scope<'scope, 'env>,
-    session: &'env Session,
-    pool: &'env Pool,
-) -> io::Result<Serving<'scope>> {
-    thread::Builder::new()
+/// Starts a thread more. A failure is no reason to stop: the others come back from what holds them up.
+fn start<'scope, 'env: 'scope>(scope: &'scope Scope<'scope, 'env>, session: &'env Session, crew: &'env Crew) {
+    crew.enlist();
+    let work = move || {
+        if let Err(error) = serve(scope, session, crew) {
+            tracing::error!(%error, "a serving thread ended");
+        }
+    };
+    if let Err(error) = thread::Builder::new()
         .name("fuse".to_owned())
-        .spawn_scoped(scope, move || serve(scope, session, pool))
+        .spawn_scoped(scope, work)
+    {
+        tracing::warn!(%error, "cannot start a serving thread");
+        crew.strike_off();
+    }
 }
 
+/// Serves until this thread is not needed any more; when the device is gone, nobody is.
 fn serve<'scope, 'env: 'scope>(
     scope: &'scope Scope<'scope, 'env>,
     session: &'env Session,
-    pool: &'env Pool,
+    crew: &'env Crew,
 ) -> io::Result<()> {
+    let outcome = serve_on(scope, session, crew);
+    if !matches!(outcome, Ok(Leave::Dismissed)) {
+        crew.disband();
+    }
+    outcome.map(drop)
+}
+
+/// Why a thread ends.
+enum Leave {
+    Unmounted,
+    Dismissed,
+}
+
+fn serve_on<'scope, 'env: 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    session: &'env Session,
+    crew: &'env Crew,
+) -> io::Result<Leave> {
     // A descriptor of one's own saves waiting for the others; without, one for all works too.
-    let clone = if pool.steady > 1 {
-        skiff_sys::fuse::clone_device(session.device.as_fd()).ok()
-    } else {
-        None
-    };
+    let clone = skiff_sys::fuse::clone_device(session.device.as_fd()).ok();
     let device = clone.as_ref().unwrap_or(&session.device);
     let mut buffer = vec![0; REQUEST_ROOM];
     let mut reply = Reply::with_room(REPLY_ROOM);
+    let mut follower = Follower::new();
+    let mut glance = Glance::default();
+    let mut is_new = true;
+    let mut look = false;
     loop {
-        if pool.idle.fetch_add(1, Ordering::Relaxed) >= pool.steady {
-            pool.idle.fetch_sub(1, Ordering::Relaxed);
-            pool.threads.fetch_sub(1, Ordering::Relaxed);
-            return Ok(());
+        match crew.take_turn(is_new) {
+            Turn::Read => {}
+            Turn::StartAnotherAndRead => start(scope, session, crew),
+            Turn::End => return Ok(Leave::Dismissed),
         }
-        let next = next(device, &mut buffer);
-        let others_idle = pool.idle.fetch_sub(1, Ordering::Relaxed) > 1;
-        let Some(length) = next? else { return Ok(()) };
-        let Ok(request) = Request::parse(&buffer[..length]) else {
-            tracing::error!(length, "malformed FUSE request");
-            continue;
+        is_new = false;
+        let soon = if look {
+            glance.next(device, &mut buffer)
+        } else {
+            None
         };
-        if !others_idle && waits_for_disk(request.opcode) && !session.single_threaded {
-            start_another(scope, session, pool);
+        if look {
+            follower.learn(soon.is_some());
         }
-        answer(session, device, &request, &mut reply)?;
+        let (device, length) = match soon {
+            Some(found) => found,
+            None => match next(device, &mut buffer)? {
+                Some(length) => (device, length),
+                None => return Ok(Leave::Unmounted),
+            },
+        };
+        crew.begin();
+        let asker = match Request::parse(&buffer[..length]) {
+            Ok(request) => {
+                answer(session, device, &request, &mut reply)?;
+                request.pid
+            }
+            Err(_) => {
+                tracing::error!(length, "malformed FUSE request");
+                0
+            }
+        };
+        crew.end(asker, length.max(reply.payload()) >= BULK);
+        look = crew.is_alone() && follower.follow(asker);
+        if !crew.is_alone() {
+            follower.stay_anywhere();
+        }
     }
 }
 
-/// One thread more, unless there are many. A failure is no reason to stop: the others come back.
-fn start_another<'scope, 'env: 'scope>(
-    scope: &'scope Scope<'scope, 'env>,
-    session: &'env Session,
-    pool: &'env Pool,
-) {
-    if pool.threads.fetch_add(1, Ordering::Relaxed) >= MOST_THREADS || start(scope, session, pool).is_err() {
-        pool.threads.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Looks for a request without going to sleep.
+#[derive(Debug, Default)]
+struct Glance {
+    /// A descriptor that does not block; `None` inside: there cannot be one.
+    device: Option<Option<File>>,
 }
 
-fn waits_for_disk(kind: u32) -> bool {
-    matches!(
-        kind,
-        opcode::FSYNC
-            | opcode::FSYNCDIR
-            | opcode::SYNCFS
-            | opcode::COPY_FILE_RANGE
-            | opcode::FALLOCATE
-            | opcode::OPEN
-            | opcode::SETATTR
-            | opcode::LINK
-            | opcode::RENAME
-            | opcode::RENAME2
-    )
+impl Glance {
+    /// The next request, if it comes within a moment, and the descriptor to answer it through.
+    fn next<'a>(&'a mut self, device: &File, buffer: &mut [u8]) -> Option<(&'a File, usize)> {
+        let open = || {
+            let clone = skiff_sys::fuse::clone_device(device.as_fd()).ok()?;
+            rustix::fs::fcntl_setfl(&clone, OFlags::NONBLOCK).ok()?;
+            Some(clone)
+        };
+        let device = self.device.get_or_insert_with(open).as_ref()?;
+        let end = Instant::now() + MOMENT;
+        loop {
+            match rustix::io::read(device, &mut *buffer) {
+                Ok(length) => return Some((device, length)),
+                Err(Errno::AGAIN) if Instant::now() < end => std::hint::spin_loop(),
+                // Time is over; or something is wrong, and then reading in the ordinary way says what.
+                Err(_) => return None,
+            }
+        }
+    }
 }
 
 /// Reads the next request into `buffer`; `None` when the file system is unmounted.
@@ -198,11 +223,12 @@ fn debug(request: &Request<'_>, outcome: Result<Outcome, Errno>, reply: &Reply) 
     };
     let _ = writeln!(
         io::stderr(),
-        "unique {} opcode {} node {} uid {} pid {}: {outcome}",
+        "unique {} opcode {} node {} uid {} pid {} {:?}: {outcome}",
         request.unique,
         request.opcode,
         request.node,
         request.uid,
-        request.pid
+        request.pid,
+        request.body
     );
 }
