@@ -8,10 +8,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::mounter;
-use crate::snapshots::{archive_error, make_directory, read_dir, unique_name};
+use crate::snapshots::{make_directory, read_dir, unique_name};
 
 const PREFIX: &str = ".probe-";
 
@@ -22,7 +23,16 @@ pub(crate) const MOUNT_POINT: &str = "merged";
 #[derive(Debug)]
 pub(crate) struct Trial {
     path: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
+}
+
+/// What asking for a lock gives.
+enum Lock {
+    Taken(File),
+    /// Somebody has it, or the directory is gone.
+    Busy,
+    /// This file system has none (NFS has none for directories). A trial goes on without, and left-overs stay.
+    None,
 }
 
 impl Trial {
@@ -35,20 +45,26 @@ impl Trial {
         let prefix = format!("{PREFIX}{driver}-");
         for path in read_dir(place)? {
             let name = path.file_name().and_then(|name| name.to_str());
-            if name.is_some_and(|name| name.starts_with(&prefix)) && lock(&path).is_some() {
-                discard(&path)?;
+            if name.is_some_and(|name| name.starts_with(&prefix))
+                && let Lock::Taken(_lock) = lock(&path)
+                && let Err(error) = discard(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "cannot remove what an earlier trial left");
             }
         }
         loop {
             let path = place.join(format!("{prefix}{}", unique_name()));
             make_directory(&path, 0o700)?;
-            // Somebody else may have taken the unlocked directory for a left-over.
-            if let Some(lock) = lock(&path) {
-                return Ok(Self { path, _lock: lock });
-            }
-            if path.exists() {
-                let text = format!("{} cannot be locked", path.display());
-                return Err(Error::new(ErrorKind::Io, text));
+            match lock(&path) {
+                Lock::Taken(lock) => {
+                    return Ok(Self {
+                        path,
+                        _lock: Some(lock),
+                    });
+                }
+                Lock::None => return Ok(Self { path, _lock: None }),
+                // Somebody else has taken the unlocked directory for a left-over.
+                Lock::Busy => {}
             }
         }
     }
@@ -73,11 +89,15 @@ pub(crate) fn existing(path: &Path) -> &Path {
         .unwrap_or(Path::new("/"))
 }
 
-fn lock(path: &Path) -> Option<File> {
-    let file = File::open(path).ok()?;
+fn lock(path: &Path) -> Lock {
+    let Ok(file) = File::open(path) else {
+        return Lock::Busy;
+    };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Some(file),
-        Err(_) => None,
+        // It may have been removed between the two calls, by who had the lock before.
+        Ok(()) if path.exists() => Lock::Taken(file),
+        Ok(()) | Err(Errno::WOULDBLOCK) => Lock::Busy,
+        Err(_) => Lock::None,
     }
 }
 
@@ -86,9 +106,7 @@ fn discard(path: &Path) -> Result<()> {
         return Ok(());
     }
     mounter::detach(&path.join(MOUNT_POINT))?;
-    crate::btrfs::remove_tree(path).map(drop)?;
-    // Only where there were no subvolumes is something left to do.
-    skiff_archive::remove_tree(path).map(drop).map_err(archive_error)
+    crate::btrfs::remove_tree(path).map(drop)
 }
 
 #[cfg(test)]

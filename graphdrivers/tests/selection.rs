@@ -107,7 +107,7 @@ fn options_are_checked_by_the_driver_they_are_given_to() {
             "overlay2: unknown option btrfs.min_space",
         ),
         ("vfs", "vfs.what", "unknown option vfs.what for vfs"),
-        ("overlay2", "overlay.mountopt", "for the storage driver overlay"),
+        ("overlay2", "overlay.mountopt", "did you mean overlay2.mountopt?"),
         ("overlay2", "overley2.mountopt", "did you mean overlay2.mountopt?"),
     ] {
         let error = select(root.path(), Some(driver), &[(option, "1")]).unwrap_err();

@@ -158,7 +158,11 @@ impl Copy<'_> {
                 }
                 Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(errno),
                 // Not this file system, or not between these two: every file would give the same answer.
-                Err(_) => self.sharing = false,
+                Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::PERM) => {
+                    self.sharing = false;
+                }
+                // This one only: a file without copy-on-write on btrfs, for one.
+                Err(_) => {}
             }
         }
         self.copied.copied += 1;

@@ -11,12 +11,7 @@ use crate::error::{Error, Result};
 const OF_THE_ENGINE: [&str; 1] = ["oversized-ids"];
 
 /// Prefixes of Docker's other drivers. Their options are told from misspelt ones.
-const OF_OTHERS: [(&str, &str); 4] = [
-    ("dm", "devicemapper"),
-    ("zfs", "zfs"),
-    ("aufs", "aufs"),
-    ("overlay", "overlay"),
-];
+const OF_OTHERS: [(&str, &str); 3] = [("dm", "devicemapper"), ("zfs", "zfs"), ("aufs", "aufs")];
 
 /// All options, with whom they are for.
 #[derive(Debug)]
@@ -177,6 +172,7 @@ mod tests {
         for (key, text) in [
             ("overlay3.mountopt", "did you mean overlay2.mountopt?"),
             ("overley2.mountopt", "did you mean overlay2.mountopt?"),
+            ("overlay.mountopt", "did you mean overlay2.mountopt?"),
             ("btrf.min_space", "did you mean btrfs.min_space?"),
             ("something.else", "there are: overlay2, btrfs"),
         ] {
