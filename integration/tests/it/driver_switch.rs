@@ -92,6 +92,17 @@ fn a_container_of_another_driver_is_listed_untouched_and_says_how_to_go_on() {
         .run()
         .fails()
         .says("skiffd storage migrate");
+    for words in [
+        &["diff", "writer"][..],
+        &["export", "writer"],
+        &["commit", "writer"],
+    ] {
+        engine
+            .docker(words)
+            .run()
+            .fails()
+            .says("skiffd storage migrate --to vfs");
+    }
     let now = engine.container("writer");
     assert_eq!(now["State"], before["State"], "a refused start is no start");
     assert_eq!(now["Driver"], "overlay2");

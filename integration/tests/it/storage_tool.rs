@@ -114,6 +114,23 @@ fn everything_moves_from_fuse_overlayfs_to_overlay2() {
     moves("fuse-overlayfs", "overlay2");
 }
 
+#[test]
+fn everything_moves_from_btrfs_to_overlay2_and_back() {
+    require!(
+        Engine::own() && crate::harness::is_root(),
+        "only root can mount a btrfs"
+    );
+    let (mut engine, writers) = stopped("btrfs");
+    for (from, to) in [("btrfs", "overlay2"), ("overlay2", "btrfs")] {
+        engine
+            .skiffd(&["storage", "migrate", "--to", to, "--confirm"])
+            .run()
+            .code(0);
+        assert!(!engine.data_root().join(from).exists());
+        all_is_well(&mut engine, to, &writers);
+    }
+}
+
 /// Whether an ordinary user may open the device.
 fn has_fuse() -> bool {
     use std::os::unix::fs::PermissionsExt as _;

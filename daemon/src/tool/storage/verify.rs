@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<ExitCode, 
     let mut drivers = Vec::new();
     match &lock {
         Locked::Ours(_) => {
-            drivers = verify_drivers(arguments, &place, &context.store_options(), &mut found, &report)?
+            drivers = verify_drivers(arguments, &place, &context.store_options(), &mut found, &report)?;
         }
         Locked::InUse(_) if arguments.repair => {
             report.finish();
