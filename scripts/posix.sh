@@ -30,7 +30,8 @@ mount_as() {
   case $1 in
     bare) mount --bind "$([ "$leg" = root ] && echo "${work}2" || echo "$2/upper")" "$work/mnt" ;;
     kernel) mount -t overlay overlay -o "$layers,userxattr" "$work/mnt" ;;
-    ours) "$work/bin/skiffd" fuse-overlayfs -o "$layers" "$work/mnt" ;;
+    # In the background, as Podman starts it: mounted when it returns, and no pipe of the caller's kept open.
+    ours) [ -z "$("$work/bin/skiffd" fuse-overlayfs -o "$layers" "$work/mnt" 2>&1)" ] && mountpoint -q "$work/mnt" ;;
     *) "$1" -o "$layers" "$work/mnt" ;;
   esac
 }

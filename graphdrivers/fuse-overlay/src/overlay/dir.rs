@@ -15,7 +15,7 @@ use super::resolve::Found;
 use super::types::{DirEntry, Entry};
 use super::{Overlay, Result};
 
-/// Offsets 1 and 2 are those of `.` and `..`; name `i` has offset `i + 3`.
+/// Offsets 1 and 2 are those behind `.` and `..`; names have larger ones, see `listing`.
 const DOTS: [&str; 2] = [".", ".."];
 
 /// An open directory.
@@ -75,8 +75,8 @@ impl Overlay {
         if !self.dots(handle.node.node(), offset, fill) {
             return Ok(());
         }
-        for (name, offset) in from(&listing, offset) {
-            if !fill(&entry_of(&listing, name, offset)) {
+        for name in listing.behind(offset) {
+            if !fill(&entry_of(&listing, name)) {
                 break;
             }
         }
@@ -95,7 +95,7 @@ impl Overlay {
             return Ok(());
         }
         let directory = self.directory_of(handle.node.node())?;
-        for (name, offset) in from(&listing, offset) {
+        for name in listing.behind(offset) {
             let file = listing.name(name);
             let known = {
                 let _names = read(&directory.names);
@@ -111,7 +111,7 @@ impl Overlay {
                     None => continue,
                 }
             };
-            let listed = entry_of(&listing, name, offset);
+            let listed = entry_of(&listing, name);
             let Ok((node, entry)) = known else {
                 // The kernel asks again when somebody wants it, and that one gets the error.
                 if fill(&listed, None) {
@@ -169,18 +169,11 @@ impl Overlay {
     }
 }
 
-/// The names from an offset on, each with the offset behind it.
-fn from(listing: &Listing, offset: u64) -> impl Iterator<Item = (&Name, u64)> {
-    let skip = usize::try_from(offset.saturating_sub(DOTS.len() as u64)).unwrap_or(usize::MAX);
-    let first = skip as u64 + DOTS.len() as u64 + 1;
-    listing.names.get(skip..).unwrap_or_default().iter().zip(first..)
-}
-
-fn entry_of<'a>(listing: &'a Listing, name: &Name, offset: u64) -> DirEntry<'a> {
+fn entry_of<'a>(listing: &'a Listing, name: &Name) -> DirEntry<'a> {
     DirEntry {
         name: listing.name(name),
         ino: name.ino,
         kind: name.kind,
-        offset,
+        offset: name.offset,
     }
 }

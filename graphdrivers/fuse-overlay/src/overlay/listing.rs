@@ -1,8 +1,10 @@
 //! What names a directory has: its layers' names, merged, without whiteouts and what they hide.
 //!
-//! A listing is made when a handle is first read (and when it is read again from the start after a change), and then
-//! gives the same names at the same offsets however often it is asked: entries lie in one vector, their names in one
-//! string of bytes, an offset is an index.
+//! A listing is made when a handle is first read (and when it is read again from the start after a change): entries lie
+//! in one vector, their names in one string of bytes.
+//!
+//! An offset belongs to the name, not to the listing: it is a hash of the name, and listings are in its order (as
+//! ext4's are). The kernel keeps listings too, and may go on with one of ours in the middle of one of its own.
 
 use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
@@ -34,7 +36,12 @@ pub(super) struct Name {
     /// Other layers below may have it too.
     pub(super) several: bool,
     pub(super) ino: u64,
+    /// Where a reader goes on behind this name. More than [`OFFSETS`] less one, and less than `i64::MAX`.
+    pub(super) offset: u64,
 }
+
+/// The first offset of a name; those before are for `.` and `..`.
+pub(super) const OFFSETS: u64 = 3;
 
 #[derive(Debug)]
 pub(super) struct Listing {
@@ -44,6 +51,12 @@ pub(super) struct Listing {
 }
 
 impl Listing {
+    /// The names behind an offset.
+    pub(super) fn behind(&self, offset: u64) -> &[Name] {
+        let first = self.names.partition_point(|name| name.offset <= offset);
+        self.names.get(first..).unwrap_or_default()
+    }
+
     pub(super) fn name(&self, name: &Name) -> &OsStr {
         let start = name.start as usize;
         OsStr::from_bytes(
@@ -106,6 +119,13 @@ impl Overlay {
         }
         drop(index);
         listing.names.retain(|name| !name.hidden);
+        listing.names.sort_unstable_by_key(|name| name.offset);
+        // Equal hashes are as good as never; then the second one goes behind the first.
+        let mut last = 0;
+        for name in &mut listing.names {
+            name.offset = name.offset.max(last + 1);
+            last = name.offset;
+        }
         Ok(listing)
     }
 
@@ -187,8 +207,8 @@ impl Overlay {
         hidden: bool,
         index: Option<&mut HashTable<u32>>,
     ) {
+        let hash = self.table.hash(bytes);
         if let Some(index) = index {
-            let hash = self.table.hash(bytes);
             let at = |i: &u32| {
                 let name = &listing.names[*i as usize];
                 &listing.bytes[name.start as usize..name.start as usize + usize::from(name.length)]
@@ -229,6 +249,8 @@ impl Overlay {
             hidden,
             several: false,
             ino,
+            // Two bits less: the kernel's offsets are signed.
+            offset: (hash >> 2) + OFFSETS,
         });
         listing.bytes.extend_from_slice(bytes);
     }

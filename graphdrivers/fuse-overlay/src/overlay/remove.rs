@@ -20,11 +20,18 @@ use super::{Overlay, Result};
 
 impl Overlay {
     /// The upper directory of `parent`, made only if `name` is there to be removed from it.
-    fn upper_to_remove(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Arc<DirectoryFd>> {
+    ///
+    /// `may_go` refuses what cannot be removed before directories are made for it; it is asked again under the lock.
+    fn upper_to_remove(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        may_go: impl FnOnce(&Found) -> Result<()>,
+    ) -> Result<Arc<DirectoryFd>> {
         let directory = self.directory_of(parent)?;
         if self.work.is_some() && directory.upper.get().is_none() {
             let _names = read(&directory.names);
-            self.resolve(parent, name, false)?.ok_or(Errno::NOENT)?;
+            may_go(&self.resolve(parent, name, false)?.ok_or(Errno::NOENT)?)?;
         }
         self.upper_fd(parent)
     }
@@ -37,13 +44,15 @@ impl Overlay {
     pub(super) fn do_unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
         let work = self.work.as_ref().ok_or(Errno::ROFS)?;
         let parent = self.directory_node(parent)?;
-        let upper = self.upper_to_remove(&parent, name)?;
+        let is_file = |found: &Found| match found.is_directory() {
+            true => Err(Errno::ISDIR),
+            false => Ok(()),
+        };
+        let upper = self.upper_to_remove(&parent, name, is_file)?;
         let directory = self.directory_of(&parent)?;
         let _names = write(&directory.names);
         let found = self.resolve(&parent, name, false)?.ok_or(Errno::NOENT)?;
-        if found.is_directory() {
-            return Err(Errno::ISDIR);
-        }
+        is_file(&found)?;
         let in_upper = self.is_upper(found.layer);
         let covered = !in_upper || self.is_covered(&parent, name)?;
         let node = self.table.find(&self.key_of(name, &found));
@@ -118,7 +127,14 @@ impl Overlay {
     pub(super) fn do_rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
         let work = self.work.as_ref().ok_or(Errno::ROFS)?;
         let parent = self.directory_node(parent)?;
-        let upper = self.upper_to_remove(&parent, name)?;
+        let upper = self.upper_to_remove(&parent, name, |found| {
+            if !found.is_directory() {
+                return Err(Errno::NOTDIR);
+            }
+            let known = Known::taken(self.known(&parent, name, found));
+            let _names = read(&self.directory_of(known.node())?.names);
+            self.is_empty(known.node())?.then_some(()).ok_or(Errno::NOTEMPTY)
+        })?;
         let directory = self.directory_of(&parent)?;
         let _names = write(&directory.names);
         let found = self.resolve(&parent, name, false)?.ok_or(Errno::NOENT)?;

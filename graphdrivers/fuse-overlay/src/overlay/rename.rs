@@ -61,10 +61,13 @@ impl Overlay {
         }
         let (from, to) = (self.directory_node(parent)?, self.directory_node(new_parent)?);
         loop {
-            self.prepare_to_move(&from, name)?;
+            let old = self.movable(&from, name)?;
             if flags == RenameFlags::EXCHANGE {
-                self.prepare_to_move(&to, new_name)?;
+                // What is refused is refused before anything was copied.
+                let new = self.movable(&to, new_name)?;
+                self.prepare_to_move(&new)?;
             }
+            self.prepare_to_move(&old)?;
             let mut old = self.end(&from, name)?;
             let mut new = self.end(&to, new_name)?;
             let _renames = (!Arc::ptr_eq(&from, &to)).then(|| lock(&self.renames));
@@ -87,8 +90,8 @@ impl Overlay {
         })
     }
 
-    /// Copies up what is about to move.
-    fn prepare_to_move(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+    /// What is about to move, unless it cannot.
+    fn movable(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Known> {
         let held = {
             let _names = read(&self.directory_of(parent)?.names);
             let found = self.resolve(parent, name, false)?.ok_or(Errno::NOENT)?;
@@ -96,9 +99,16 @@ impl Overlay {
         };
         match &held.node().directory {
             Some(directory) if !directory.is_pure_upper() => Err(Errno::XDEV),
-            Some(_) => Ok(()),
-            None => self.copy_up(held.node(), None).map(drop),
+            _ => Ok(held),
         }
+    }
+
+    /// Copies up what is about to move.
+    fn prepare_to_move(&self, moved: &Known) -> Result<()> {
+        if moved.node().is_directory() {
+            return Ok(());
+        }
+        self.copy_up(moved.node(), None).map(drop)
     }
 
     /// Locks both directories, an ancestor before its descendant.

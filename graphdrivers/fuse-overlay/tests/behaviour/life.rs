@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::process::Stdio;
 
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -162,36 +161,6 @@ pub(crate) fn sigterm_ends_the_server() {
         unmount(&layers.merged, UnmountFlags::empty()).unwrap();
     }
     layers.ours().unmount();
-}
-
-/// Started without `-f`, as Podman does it, the program returns when the mount is there, and holds no pipe of its
-/// caller's open.
-pub(crate) fn the_program_goes_to_the_background() {
-    let scratch = Scratch::new();
-    let layers = scratch.layers("o");
-    fs::write(layers.bottom.join("f"), "text").unwrap();
-    let output = program(&[
-        OsStr::new("-o"),
-        layers.options().as_ref(),
-        layers.merged.as_os_str(),
-    ])
-    .stdin(Stdio::null())
-    .output()
-    .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert_eq!(
-        Table::open().mounts_on(&layers.merged),
-        1,
-        "mounted when the program returns"
-    );
-    assert_eq!(fs::read_to_string(layers.merged.join("f")).unwrap(), "text");
-    fs::write(layers.merged.join("g"), "new").unwrap();
-    unmount(&layers.merged, UnmountFlags::empty()).unwrap();
-    assert_eq!(fs::read_to_string(layers.upper.join("g")).unwrap(), "new");
 }
 
 /// What cannot be mounted is said on standard error, with a status other than 0 and no mount left.

@@ -225,6 +225,8 @@ impl Mounted {
                 panic!("the program ended instead of mounting: {status} (-o {options})");
             }
         }
+        // Answered after the kernel and the server have greeted each other.
+        fs::metadata(at).unwrap();
         Self {
             at: at.to_owned(),
             server: Some(child),
