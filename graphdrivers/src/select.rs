@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use crate::btrfs::Btrfs;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fuse_overlayfs::FuseOverlayfs;
 use crate::overlay2::Overlay2;
 use crate::vfs::Vfs;
-use crate::fuse_overlayfs::FuseOverlayfs;
 use crate::{GraphDriver, btrfs, fuse_overlayfs, overlay2, vfs};
 
 mod options;
@@ -61,8 +61,11 @@ struct Driver {
     /// Tries it out in a data root and leaves nothing behind.
     probe: fn(&Path) -> Result<Evidence>,
     /// Tries it out, then opens or makes its directory.
-    open: fn(&Path, &[(&str, &str)]) -> Result<Arc<dyn GraphDriver>>,
+    open: Open,
 }
+
+/// Opens a driver in its directory with its options.
+type Open = fn(&Path, &[(&str, &str)]) -> Result<Arc<dyn GraphDriver>>;
 
 /// In order of priority.
 const DRIVERS: [Driver; 4] = [

@@ -81,7 +81,7 @@ pub fn inventory(source: impl Read + Send) -> Result<Inventory> {
     thread::scope(|scope| {
         let (sender, mut plain) = pipeline::queue();
         let decoding = spawn(scope, "layer-decode", move || {
-            decode::decode(format, &mut source, sender)
+            decode::decode(format, &mut source, sender);
         })?;
         let mut found = Inventory::default();
         let mut reader = Reader::new(&mut plain);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use skiff_archive::ApplyOptions;
 use skiff_graphdrivers::{
-    Access, ActiveId, ErrorKind, GraphDriver, LayerId, Mounter, PrepareOptions, SnapshotKey, SnapshotRef, select,
+    Access, ActiveId, ErrorKind, GraphDriver, LayerId, Mounter, PrepareOptions, SnapshotKey, SnapshotRef,
+    select,
 };
 
 use crate::disks;
@@ -186,4 +187,3 @@ fn list(driver: &dyn GraphDriver) -> Vec<(SnapshotKey, Option<LayerId>)> {
 fn kind<T>(outcome: skiff_graphdrivers::Result<T>) -> ErrorKind {
     outcome.err().unwrap().kind()
 }
-

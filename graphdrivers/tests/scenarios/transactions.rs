@@ -4,9 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::sync::Barrier;
 
-use skiff_graphdrivers::{
-    Access, ErrorKind, Mounter, PrepareOptions, SnapshotKey, SnapshotRef, select,
-};
+use skiff_graphdrivers::{Access, ErrorKind, Mounter, PrepareOptions, SnapshotKey, SnapshotRef, select};
 
 use super::{Fixture, commit, fill, key, kind, layer, list, names, prepare, see};
 

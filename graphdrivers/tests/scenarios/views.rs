@@ -5,9 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use skiff_archive::diff;
-use skiff_graphdrivers::{
-    Access, ErrorKind, LayerId, Mounter, PrepareOptions, SnapshotRef, probe, select,
-};
+use skiff_graphdrivers::{Access, ErrorKind, LayerId, Mounter, PrepareOptions, SnapshotRef, probe, select};
 
 use super::{Fixture, commit, fill, key, kind, layer, list, names, prepare, see};
 use crate::support::tree;
