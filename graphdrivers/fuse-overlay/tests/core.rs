@@ -65,6 +65,13 @@ tests! {
         a_file_without_a_name_is_copied_up_too,
         nothing_is_left_in_the_work_directory,
     ]
+    handleless: [
+        files_are_read_and_written_without_handles,
+        a_copy_up_is_seen_by_all_ways_to_the_file,
+        nameless_files_work_without_handles,
+        last_times_of_removed_files_copy_nothing,
+        few_descriptors_are_enough_for_many_files,
+    ]
     names: [
         new_files_belong_to_the_caller,
         set_group_id_directories_pass_their_group_on,

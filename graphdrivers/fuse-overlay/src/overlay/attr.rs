@@ -91,6 +91,12 @@ impl Overlay {
         if *change == SetAttr::default() {
             return self.with(&node, |at, layer| self.shown(&node, &at.stat()?, layer, &at));
         }
+        if node.is_removed() && change.is_times_only() {
+            let lower = !self.is_upper(super::lock::read(&node.place).layer);
+            if lower || !node.may_be_open() {
+                return self.pretend_times(&node, change);
+            }
+        }
         self.copy_up(&node, change.size)?;
         let handle = handle
             .and_then(|id| self.files.get(id))
@@ -114,6 +120,18 @@ impl Overlay {
             }
         }
         self.with(&node, |at, _| self.change(&node, &at, change))
+    }
+
+    /// The kernel, when it caches writes, tells the last change of a file that it has just unlinked. Nobody will see it,
+    /// and a file of a lower layer would be copied for it.
+    fn pretend_times(&self, node: &Arc<Node>, change: &SetAttr) -> Result<Attr> {
+        let mut attr = self.with(node, |at, layer| self.shown(node, &at.stat()?, layer, &at))?;
+        for (time, new) in [(&mut attr.atime, change.atime), (&mut attr.mtime, change.mtime)] {
+            if let Some(SetTime::At(new)) = new {
+                *time = new;
+            }
+        }
+        Ok(attr)
     }
 
     /// Changes a file of the upper directory.

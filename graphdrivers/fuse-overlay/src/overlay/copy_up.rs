@@ -382,6 +382,9 @@ impl Staged {
 
 /// Lets the handles that were open before read the copy.
 fn exchange(node: &Arc<Node>, fd: Option<Arc<OwnedFd>>) {
+    if let Some(kept) = node.kept.get() {
+        kept.clear();
+    }
     let Some(fd) = fd else { return };
     for handle in lock(&node.handles).iter().filter_map(std::sync::Weak::upgrade) {
         if !handle.is_upper() {

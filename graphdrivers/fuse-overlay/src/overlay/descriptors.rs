@@ -1,7 +1,8 @@
-//! Descriptors of directories: opened when first used, kept while there is room, opened again when needed.
+//! Descriptors of directories, and of files without handles: opened when first used, kept while there is room, opened
+//! again when needed.
 //!
-//! A tree may have more directories than a process may have descriptors, so each is kept in its [`Slot`] only for as
-//! long as it is in use or has been used lately (second chance). Whoever uses one holds an [`Arc`] to it: taking a
+//! A tree may have more of them than a process may have descriptors, so each is kept in its place ([`Kept`]) only for
+//! as long as it is in use or has been used lately (second chance). Whoever uses one holds an [`Arc`] to it: taking a
 //! descriptor out of its slot never closes it under somebody's hands.
 
 use std::collections::VecDeque;
@@ -20,27 +21,27 @@ const FEWEST: usize = 64;
 /// Most that are kept when nobody says otherwise.
 const MOST: usize = 1 << 15;
 
-/// An open directory that is counted as long as it lives.
+/// An open directory or file that is counted as long as it lives.
 #[derive(Debug)]
-pub(super) struct DirectoryFd {
+pub(super) struct KeptFd {
     fd: OwnedFd,
     open: Option<Arc<AtomicUsize>>,
 }
 
-impl DirectoryFd {
+impl KeptFd {
     /// One that is never given up, such as a layer's root.
     pub(super) fn permanent(fd: OwnedFd) -> Arc<Self> {
         Arc::new(Self { fd, open: None })
     }
 }
 
-impl AsFd for DirectoryFd {
+impl AsFd for KeptFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Drop for DirectoryFd {
+impl Drop for KeptFd {
     fn drop(&mut self) {
         if let Some(open) = &self.open {
             open.fetch_sub(1, Ordering::Relaxed);
@@ -48,16 +49,19 @@ impl Drop for DirectoryFd {
     }
 }
 
+/// A directory's.
+pub(super) type DirectoryFd = KeptFd;
+
 /// Where a descriptor is kept.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    fd: Mutex<Option<Arc<DirectoryFd>>>,
+    fd: Mutex<Option<Arc<KeptFd>>>,
     used: AtomicBool,
     pinned: AtomicBool,
 }
 
 impl Kept {
-    pub(super) fn permanent(fd: Arc<DirectoryFd>) -> Arc<Self> {
+    pub(super) fn permanent(fd: Arc<KeptFd>) -> Arc<Self> {
         Arc::new(Self {
             fd: Mutex::new(Some(fd)),
             used: AtomicBool::new(true),
@@ -65,7 +69,7 @@ impl Kept {
         })
     }
 
-    pub(super) fn get(&self) -> Option<Arc<DirectoryFd>> {
+    pub(super) fn get(&self) -> Option<Arc<KeptFd>> {
         let fd = lock(&self.fd).clone();
         if fd.is_some() {
             self.used.store(true, Ordering::Relaxed);
@@ -74,7 +78,7 @@ impl Kept {
     }
 
     /// Keeps `fd` as long as this slot lives: its directory has no name any more by which it could be opened.
-    pub(super) fn pin(&self, fd: Arc<DirectoryFd>) {
+    pub(super) fn pin(&self, fd: Arc<KeptFd>) {
         self.pinned.store(true, Ordering::Relaxed);
         *lock(&self.fd) = Some(fd);
     }
@@ -84,8 +88,14 @@ impl Kept {
         self.pinned.store(false, Ordering::Relaxed);
     }
 
+    /// It leads to the wrong file from now on.
+    pub(super) fn clear(&self) {
+        let old = lock(&self.fd).take();
+        drop(old);
+    }
+
     /// Gives the descriptor up unless it was used since the last call.
-    fn give_up(&self, force: bool) -> Option<Arc<DirectoryFd>> {
+    fn give_up(&self, force: bool) -> Option<Arc<KeptFd>> {
         if self.pinned.load(Ordering::Relaxed) || (self.used.swap(false, Ordering::Relaxed) && !force) {
             return None;
         }
@@ -123,9 +133,9 @@ impl Descriptors {
     }
 
     /// Puts a fresh descriptor into its slot; another thread's is used instead if it was faster.
-    pub(super) fn keep(&self, kept: &Arc<Kept>, fd: OwnedFd) -> Arc<DirectoryFd> {
+    pub(super) fn keep(&self, kept: &Arc<Kept>, fd: OwnedFd) -> Arc<KeptFd> {
         self.open.fetch_add(1, Ordering::Relaxed);
-        let fresh = Arc::new(DirectoryFd {
+        let fresh = Arc::new(KeptFd {
             fd,
             open: Some(Arc::clone(&self.open)),
         });

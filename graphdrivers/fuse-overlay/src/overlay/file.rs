@@ -5,10 +5,14 @@
 //! all handles see one file (the kernel's overlayfs leaves such a handle with the old contents). This is not only
 //! kinder: the kernel has one page cache for the file, and a read through an old descriptor would spoil it.
 //!
+//! Files can be used without a handle, too ([`Overlay::handle_of_node`]): the adapter then tells the kernel not to ask
+//! for opens and releases at all, which saves programs that open many files two of three requests. The node keeps one
+//! descriptor then, as long as there is room, and the file is copied up at the first write.
+//!
 //! Locks (fcntl, flock, OFD) need nothing here: the adapter asks for none of them, so the kernel keeps them itself, per
 //! inode, which is right because a file has one node in a mount.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
@@ -16,11 +20,15 @@ use rustix::fs::{self, FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::at::At;
+use super::descriptors::{Kept, KeptFd};
 use super::layer::UPPER;
 use super::lock::{lock, read, write};
 use super::node::{Known, Node};
 use super::types::Opened;
 use super::{Overlay, Result};
+
+/// Set in the numbers that stand for a node's file without a handle.
+pub(super) const HANDLE_OF_NODE: u64 = 1 << 63;
 
 /// An open file.
 #[derive(Debug)]
@@ -101,6 +109,62 @@ impl Overlay {
         self.files.get(handle).ok_or(Errno::BADF)
     }
 
+    /// What a request is about: an open handle, or the file of a node that the kernel opened by itself.
+    fn opened_file(&self, handle: u64, writing: bool) -> Result<OpenFile> {
+        if handle & HANDLE_OF_NODE == 0 {
+            let handle = self.file(handle)?;
+            return Ok(OpenFile {
+                fd: Descriptor::Own(handle.fd()),
+                node: Arc::clone(handle.node.node()),
+                writable: handle.is_writable(),
+                upper: handle.is_upper(),
+            });
+        }
+        let node = self.node(handle & !HANDLE_OF_NODE)?;
+        if node.kind != FileType::RegularFile {
+            return Err(Errno::BADF);
+        }
+        if writing {
+            self.copy_up(&node, None)?;
+        }
+        let kept = node.kept.get_or_init(Arc::default);
+        let fd = match kept.get() {
+            Some(fd) => Descriptor::Kept(fd),
+            None => self.with(&node, |at, layer| {
+                self.open_kept(kept, &at, self.is_upper(layer), writing)
+            })?,
+        };
+        let upper = self.is_upper(read(&node.place).layer);
+        Ok(OpenFile {
+            fd,
+            node,
+            writable: upper,
+            upper,
+        })
+    }
+
+    /// Opens a file for whatever comes; the caller holds its place.
+    fn open_kept(&self, kept: &Arc<Kept>, at: &At<'_>, upper: bool, writing: bool) -> Result<Descriptor> {
+        let fd = self.descriptors.with_room(|| {
+            if upper {
+                return at.open(OFlags::RDWR);
+            }
+            match at.open(OFlags::RDONLY | OFlags::NOATIME) {
+                Err(Errno::PERM) => at.open(OFlags::RDONLY),
+                outcome => outcome,
+            }
+        });
+        match fd {
+            Ok(fd) => Ok(Descriptor::Kept(self.descriptors.keep(kept, fd))),
+            // Immutable, or being executed from outside: enough for this once.
+            Err(Errno::PERM | Errno::TXTBSY | Errno::ACCESS) if !writing => {
+                let fd = self.descriptors.with_room(|| at.open(OFlags::RDONLY))?;
+                Ok(Descriptor::Own(Arc::new(fd)))
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
     pub(super) fn do_open(&self, node: u64, flags: u32) -> Result<Opened> {
         let node = self.node(node)?;
         match node.kind {
@@ -159,15 +223,9 @@ impl Overlay {
     }
 
     pub(super) fn do_read(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        let fd = self.file(handle)?.fd();
-        let mut read = 0;
-        while read < buffer.len() {
-            match retry_on_intr(|| rustix::io::pread(&*fd, &mut buffer[read..], offset + read as u64))? {
-                0 => break,
-                n => read += n,
-            }
-        }
-        Ok(read)
+        let file = self.opened_file(handle, false)?;
+        // A file gives all it has: less than asked for is its end.
+        retry_on_intr(|| rustix::io::pread(&file.fd, &mut *buffer, offset))
     }
 
     pub(super) fn do_write(
@@ -177,13 +235,13 @@ impl Overlay {
         data: &[u8],
         kill_privileges: bool,
     ) -> Result<usize> {
+        let file = self.opened_file(handle, true)?;
         if kill_privileges {
-            self.do_kill_privileges(handle)?;
+            self.drop_privileges(&file.node, &At::Fd(file.fd.as_fd()))?;
         }
-        let fd = self.file(handle)?.fd();
         let mut written = 0;
         while written < data.len() {
-            match retry_on_intr(|| rustix::io::pwrite(&*fd, &data[written..], offset + written as u64)) {
+            match retry_on_intr(|| rustix::io::pwrite(&file.fd, &data[written..], offset + written as u64)) {
                 Ok(0) => break,
                 Ok(n) => written += n,
                 // What was written counts; the error comes again with the rest.
@@ -195,31 +253,29 @@ impl Overlay {
     }
 
     pub(super) fn do_kill_privileges(&self, handle: u64) -> Result<()> {
-        let handle = self.file(handle)?;
-        let fd = handle.fd();
-        self.drop_privileges(handle.node.node(), &At::Fd(fd.as_fd()))
+        let file = self.opened_file(handle, true)?;
+        self.drop_privileges(&file.node, &At::Fd(file.fd.as_fd()))
     }
 
     pub(super) fn do_fsync(&self, handle: u64, data_only: bool) -> Result<()> {
-        let handle = self.file(handle)?;
-        if self.config.volatile || !handle.is_upper() {
+        let file = self.opened_file(handle, false)?;
+        if self.config.volatile || !file.upper {
             return Ok(());
         }
-        let fd = handle.fd();
         if data_only {
-            fs::fdatasync(&*fd)
+            fs::fdatasync(&file.fd)
         } else {
-            fs::fsync(&*fd)
+            fs::fsync(&file.fd)
         }
     }
 
     pub(super) fn do_fallocate(&self, handle: u64, offset: u64, length: u64, mode: u32) -> Result<()> {
-        let handle = self.file(handle)?;
-        if !handle.is_writable() {
+        let file = self.opened_file(handle, true)?;
+        if !file.writable {
             return Err(Errno::BADF);
         }
         let mode = FallocateFlags::from_bits_retain(mode);
-        retry_on_intr(|| fs::fallocate(&*handle.fd(), mode, offset, length))
+        retry_on_intr(|| fs::fallocate(&file.fd, mode, offset, length))
     }
 
     pub(super) fn do_lseek(&self, handle: u64, offset: u64, whence: u32) -> Result<u64> {
@@ -231,7 +287,7 @@ impl Overlay {
             // The kernel does the others itself.
             _ => return Err(Errno::INVAL),
         };
-        fs::seek(&*self.file(handle)?.fd(), from)
+        fs::seek(&self.opened_file(handle, false)?.fd, from)
     }
 
     pub(super) fn do_copy_file_range(
@@ -242,16 +298,40 @@ impl Overlay {
         mut to_at: u64,
         length: u64,
     ) -> Result<u64> {
-        let (from, to) = (self.file(from)?, self.file(to)?);
-        if !to.is_writable() {
+        // First the one that may be copied up: it may be the other one, too.
+        let target = self.opened_file(to, true)?;
+        let source = self.opened_file(from, false)?;
+        if !target.writable {
             return Err(Errno::BADF);
         }
-        let (source, target) = (from.fd(), to.fd());
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
         let copied = retry_on_intr(|| {
-            fs::copy_file_range(&*source, Some(&mut at), &*target, Some(&mut to_at), length)
+            fs::copy_file_range(&source.fd, Some(&mut at), &target.fd, Some(&mut to_at), length)
         })?;
         Ok(copied as u64)
+    }
+}
+
+/// A file as one request uses it.
+struct OpenFile {
+    fd: Descriptor,
+    node: Arc<Node>,
+    writable: bool,
+    upper: bool,
+}
+
+/// A descriptor that lives at least as long as the request.
+enum Descriptor {
+    Own(Arc<OwnedFd>),
+    Kept(Arc<KeptFd>),
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(fd) => fd.as_fd(),
+            Self::Kept(fd) => fd.as_fd(),
+        }
     }
 }
 

@@ -290,6 +290,16 @@ impl Overlay {
         self.do_tmpfile(caller, parent, mode, flags)
     }
 
+    /// The number that stands for the file of `node` where a request names no handle, in all calls that take the handle
+    /// of a file. The file is copied up by the first call that writes, and needs no release.
+    ///
+    /// For a kernel that was told (by `ENOSYS`) not to ask for opens; it then must truncate by `setattr` itself. Its
+    /// copy-ups are seen late, so [`Opened::attributes_changed`] is told by nobody: a file of a lower layer with several
+    /// names keeps its old number of links in the kernel's cache until that is renewed.
+    pub fn handle_of_node(node: u64) -> u64 {
+        node | file::HANDLE_OF_NODE
+    }
+
     /// An open file, to read and write at its descriptor directly.
     pub fn handle(&self, handle: u64) -> Result<Arc<FileHandle>> {
         self.file(handle)

@@ -36,6 +36,8 @@ pub(super) struct Node {
     pub(super) copying: Mutex<()>,
     /// Open handles, so that a copy-up can exchange their descriptors.
     pub(super) handles: Mutex<Vec<Weak<FileHandle>>>,
+    /// Descriptor for requests that name no handle; lies where the file lies.
+    pub(super) kept: OnceLock<Arc<Kept>>,
     /// It is known to have no `security.capability`, which the kernel asks for at each write.
     pub(super) no_capability: AtomicBool,
     pub(super) directory: Option<Box<Directory>>,
@@ -181,6 +183,7 @@ impl Node {
             removed: AtomicBool::new(false),
             copying: Mutex::default(),
             handles: Mutex::default(),
+            kept: OnceLock::new(),
             no_capability: AtomicBool::new(false),
             directory,
         }
@@ -208,6 +211,11 @@ impl Node {
             .parent
             .as_ref()
             .map(|parent| Arc::clone(parent.node()))
+    }
+
+    /// Whether somebody has it open, as far as that can be known.
+    pub(super) fn may_be_open(&self) -> bool {
+        self.kept.get().is_some() || self.some_handle().is_some()
     }
 
     /// Whether `self` is `other` or lies below it.

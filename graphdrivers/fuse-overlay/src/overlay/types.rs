@@ -110,6 +110,18 @@ pub struct SetAttr {
     pub kill_privileges: bool,
 }
 
+impl SetAttr {
+    /// Whether nothing but times is to change.
+    pub(super) fn is_times_only(&self) -> bool {
+        let times = Self {
+            atime: self.atime,
+            mtime: self.mtime,
+            ..Self::default()
+        };
+        *self == times
+    }
+}
+
 /// An open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opened {

@@ -4,6 +4,8 @@
 pub(crate) mod attributes;
 #[path = "cases/copy_up.rs"]
 pub(crate) mod copy_up;
+#[path = "cases/handleless.rs"]
+pub(crate) mod handleless;
 #[path = "cases/kernel.rs"]
 pub(crate) mod kernel;
 #[path = "cases/layers.rs"]

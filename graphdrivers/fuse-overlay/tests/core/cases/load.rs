@@ -11,7 +11,7 @@ use skiff_fuse_overlay::overlay::{Lookup, ROOT};
 
 use crate::fs::{Fs, NOBODY_SPECIAL, fill};
 
-fn open_descriptors(below: &std::path::Path) -> usize {
+pub(super) fn open_descriptors(below: &std::path::Path) -> usize {
     // Tests run beside each other in one process: only those that lead into this overlay count.
     std::fs::read_dir("/proc/self/fd")
         .unwrap()
