@@ -12,6 +12,7 @@
 
 mod abi;
 mod crew;
+mod directories;
 mod dispatch;
 mod follow;
 mod init;
@@ -21,13 +22,18 @@ mod serve;
 
 use std::fs::File;
 use std::io;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
 use crate::overlay::Overlay;
+use directories::Directories;
 use init::{Agreed, MAX_WRITE, Wishes};
 use reply::Reply;
 use request::Request;
+
+/// From here on a time is as good as endless.
+const ENDLESS: Duration = Duration::from_secs(86_400);
 
 /// How to serve.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,6 +51,7 @@ pub(crate) struct Settings {
 pub(crate) struct Session {
     device: File,
     overlay: Overlay,
+    directories: Directories,
     agreed: Agreed,
     no_fsync: bool,
     single_threaded: bool,
@@ -60,6 +67,7 @@ impl Session {
         let wishes = Wishes {
             writeback: overlay.config().writeback,
             acl: !overlay.config().noacl,
+            endless: overlay.config().ttl >= ENDLESS,
         };
         let mut buffer = vec![0; serve::REQUEST_ROOM];
         let length = serve::next(&device, &mut buffer)?
@@ -83,6 +91,7 @@ impl Session {
         Ok(Self {
             device,
             overlay,
+            directories: Directories::default(),
             agreed,
             no_fsync: settings.no_fsync,
             single_threaded: settings.single_threaded,

@@ -359,7 +359,7 @@ fn config(options: &Options) -> Config {
         static_nlink: options.static_nlink,
         noacl: options.no_acl,
         volatile: options.is_volatile,
-        writeback: !options.no_writeback && options.upper.is_some() && !options.read_only,
+        writeback: options.writeback && options.upper.is_some() && !options.read_only,
         ttl: options.timeout.unwrap_or(base.ttl),
         directory_descriptors: base.directory_descriptors,
     }

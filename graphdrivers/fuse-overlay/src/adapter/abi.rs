@@ -72,10 +72,12 @@ pub(super) mod init {
     pub(crate) const READDIRPLUS_AUTO: u64 = 1 << 14;
     pub(crate) const ASYNC_DIO: u64 = 1 << 15;
     pub(crate) const WRITEBACK_CACHE: u64 = 1 << 16;
+    pub(crate) const NO_OPEN_SUPPORT: u64 = 1 << 17;
     pub(crate) const PARALLEL_DIROPS: u64 = 1 << 18;
     pub(crate) const POSIX_ACL: u64 = 1 << 20;
     pub(crate) const MAX_PAGES: u64 = 1 << 22;
     pub(crate) const CACHE_SYMLINKS: u64 = 1 << 23;
+    pub(crate) const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
     pub(crate) const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
     pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(crate) const SETXATTR_EXT: u64 = 1 << 29;
@@ -111,3 +113,5 @@ pub(super) const FSYNC_DATA: u32 = 1;
 pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// `fuse_open_out.open_flags`: cache the directory's entries.
 pub(super) const FOPEN_CACHE_DIR: u32 = 1 << 3;
+/// `fuse_open_out.open_flags`: no FLUSH when a descriptor is closed.
+pub(super) const FOPEN_NOFLUSH: u32 = 1 << 5;

@@ -6,13 +6,13 @@ use rustix::io::Errno;
 
 use super::Session;
 use super::abi::{
-    self, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FSYNC_DATA, GETATTR_FH, OPEN_KILL_SUIDGID,
+    self, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FSYNC_DATA, GETATTR_FH, OPEN_KILL_SUIDGID,
     SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID, opcode, setattr,
 };
 use super::init::MAX_WRITE;
 use super::reply::Reply;
 use super::request::{Body, Malformed, Request};
-use crate::overlay::{Attr, Caller, DirEntry, Entry, Lookup, Opened, SetAttr, SetTime, Time};
+use crate::overlay::{Attr, Caller, DirEntry, Entry, Lookup, Opened, Overlay, SetAttr, SetTime, Time};
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +205,9 @@ impl Session {
 
     fn open(&self, request: &Request<'_>, reply: &mut Reply) -> Handled {
         let mut body = request.body;
+        if request.opcode == opcode::OPEN && self.agreed.no_open {
+            return Err(Errno::NOSYS);
+        }
         if request.opcode == opcode::OPEN {
             let (flags, open_flags) = (body.u32()?, body.u32()?);
             let opened = self.overlay.open(request.node, flags)?;
@@ -217,7 +220,7 @@ impl Session {
             if opened.attributes_changed {
                 self.forget_attributes(request.node);
             }
-            put_open(reply, &opened);
+            self.put_open(reply, &opened);
             return Ok(Outcome::Answer);
         }
         let (flags, mode, umask) = (body.u32()?, body.u32()?, body.u32()?);
@@ -230,13 +233,25 @@ impl Session {
             self.overlay.tmpfile(&caller, request.node, mode, flags)?
         };
         put_entry(reply, &entry);
-        put_open(reply, &opened);
+        self.put_open(reply, &opened);
         Ok(Outcome::Answer)
+    }
+
+    fn put_open(&self, reply: &mut Reply, opened: &Opened) {
+        let mut flags = if opened.keep_cache { FOPEN_KEEP_CACHE } else { 0 };
+        if !self.agreed.writeback {
+            // A close has nothing to write but what was changed through shared memory, which need not be then.
+            flags |= FOPEN_NOFLUSH;
+        }
+        reply.u64(opened.handle).u32(flags).u32(0);
     }
 
     fn directory(&self, request: &Request<'_>, reply: &mut Reply) -> Handled {
         let mut body = request.body;
         if request.opcode == opcode::OPENDIR {
+            if self.agreed.no_opendir {
+                return Err(Errno::NOSYS);
+            }
             let handle = self.overlay.opendir(request.node)?;
             let endless = self.overlay.config().ttl > Duration::ZERO;
             let flags = if endless {
@@ -254,28 +269,50 @@ impl Session {
         }
         let (offset, size) = (body.u64()?, body.u32()?);
         let limit = usize::try_from(size.min(MAX_WRITE)).unwrap_or(0);
-        if request.opcode == opcode::READDIR {
+        let plus = request.opcode == opcode::READDIRPLUS;
+        let mut read = |handle| self.read_directory(handle, offset, limit, plus, reply);
+        if self.agreed.no_opendir {
+            self.directories.read(&self.overlay, request.node, offset, read)?;
+        } else {
+            read(handle)?;
+        }
+        Ok(Outcome::Answer)
+    }
+
+    /// Fills the answer with names; says behind which offset it ends, if it has any.
+    fn read_directory(
+        &self,
+        handle: u64,
+        offset: u64,
+        limit: usize,
+        plus: bool,
+        reply: &mut Reply,
+    ) -> Result<Option<u64>, Errno> {
+        let mut last = None;
+        if plus {
+            self.overlay.readdirplus(handle, offset, &mut |found, entry| {
+                let fits = reply.has_room_for(found.name, true, limit);
+                if fits {
+                    match entry {
+                        Some(entry) => put_entry(reply, entry),
+                        None => drop(reply.zeros(abi::ENTRY_OUT)),
+                    }
+                    put_dirent(reply, found);
+                    last = Some(found.offset);
+                }
+                fits
+            })?;
+        } else {
             self.overlay.readdir(handle, offset, &mut |found| {
                 let fits = reply.has_room_for(found.name, false, limit);
                 if fits {
                     put_dirent(reply, found);
+                    last = Some(found.offset);
                 }
                 fits
             })?;
-            return Ok(Outcome::Answer);
         }
-        self.overlay.readdirplus(handle, offset, &mut |found, entry| {
-            let fits = reply.has_room_for(found.name, true, limit);
-            if fits {
-                match entry {
-                    Some(entry) => put_entry(reply, entry),
-                    None => drop(reply.zeros(abi::ENTRY_OUT)),
-                }
-                put_dirent(reply, found);
-            }
-            fits
-        })?;
-        Ok(Outcome::Answer)
+        Ok(last)
     }
 
     fn xattr(&self, request: &Request<'_>, reply: &mut Reply) -> Handled {
@@ -332,7 +369,7 @@ impl Session {
 
     fn file(&self, request: &Request<'_>, reply: &mut Reply) -> Handled {
         let mut body = request.body;
-        let handle = body.u64()?;
+        let handle = handle_or_node(body.u64()?, request.node);
         match request.opcode {
             opcode::READ => {
                 let (offset, size) = (body.u64()?, body.u32()?);
@@ -358,8 +395,9 @@ impl Session {
             }
             _ => {
                 let from_offset = body.u64()?;
-                body.skip(8)?; // The other inode: its handle says enough.
+                let to_node = body.u64()?;
                 let (to, to_offset, length) = (body.u64()?, body.u64()?, body.u64()?);
+                let to = handle_or_node(to, to_node);
                 let copied = self
                     .overlay
                     .copy_file_range(handle, from_offset, to, to_offset, length)?;
@@ -382,7 +420,13 @@ impl Session {
         let (handle, flags) = (body.u64()?, body.u32()?);
         let data_only = flags & FSYNC_DATA != 0;
         if request.opcode == opcode::FSYNC {
-            self.overlay.fsync(handle, data_only)?;
+            self.overlay
+                .fsync(handle_or_node(handle, request.node), data_only)?;
+        } else if handle == 0 {
+            let handle = self.overlay.opendir(request.node)?;
+            let outcome = self.overlay.fsyncdir(handle, data_only);
+            self.overlay.releasedir(handle);
+            outcome?;
         } else {
             self.overlay.fsyncdir(handle, data_only)?;
         }
@@ -390,9 +434,12 @@ impl Session {
     }
 }
 
-fn put_open(reply: &mut Reply, opened: &Opened) {
-    let flags = if opened.keep_cache { FOPEN_KEEP_CACHE } else { 0 };
-    reply.u64(opened.handle).u32(flags).u32(0);
+/// What the kernel opened by itself has no handle here.
+fn handle_or_node(handle: u64, node: u64) -> u64 {
+    match handle {
+        0 => Overlay::handle_of_node(node),
+        handle => handle,
+    }
 }
 
 fn put_dirent(reply: &mut Reply, found: &DirEntry<'_>) {

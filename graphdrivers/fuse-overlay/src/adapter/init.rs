@@ -17,6 +17,8 @@ pub(super) struct Wishes {
     pub(super) writeback: bool,
     /// POSIX access control lists.
     pub(super) acl: bool,
+    /// What the kernel is told stays true until it is told otherwise; then it need not ask for opens.
+    pub(super) endless: bool,
 }
 
 /// What was agreed on.
@@ -28,6 +30,9 @@ pub(super) struct Agreed {
     pub(super) setxattr_ext: bool,
     /// The file system takes set-user-id away on writes.
     pub(super) kill_privileges: bool,
+    /// Files and directories are opened by the kernel alone (Linux 3.16 and 5.1).
+    pub(super) no_open: bool,
+    pub(super) no_opendir: bool,
 }
 
 /// Why a kernel cannot be served.
@@ -57,7 +62,11 @@ pub(super) fn negotiate(request: &Request<'_>, wishes: Wishes, reply: &mut Reply
     if offered & init::INIT_EXT != 0 {
         offered |= u64::from(body.u32()?) << 32;
     }
-    let accepted = offered & wanted(wishes);
+    let mut accepted = offered & wanted(wishes);
+    if accepted & init::NO_OPEN_SUPPORT != 0 {
+        // Nobody tells of an open that truncates: the kernel then does so by a request of its own.
+        accepted &= !init::ATOMIC_O_TRUNC;
+    }
     let minor = minor.min(MINOR);
     let [low, high] = halves(accepted);
     reply
@@ -79,6 +88,8 @@ pub(super) fn negotiate(request: &Request<'_>, wishes: Wishes, reply: &mut Reply
         writeback: has(init::WRITEBACK_CACHE),
         setxattr_ext: has(init::SETXATTR_EXT),
         kill_privileges: has(init::HANDLE_KILLPRIV_V2),
+        no_open: has(init::NO_OPEN_SUPPORT),
+        no_opendir: has(init::NO_OPENDIR_SUPPORT),
     })
 }
 
@@ -104,6 +115,9 @@ fn wanted(wishes: Wishes) -> u64 {
     }
     if wishes.acl {
         flags |= init::POSIX_ACL;
+    }
+    if wishes.endless {
+        flags |= init::NO_OPEN_SUPPORT | init::NO_OPENDIR_SUPPORT;
     }
     flags
 }
@@ -143,6 +157,7 @@ mod tests {
         let wishes = Wishes {
             writeback: true,
             acl: false,
+            endless: false,
         };
         let offered = init::WRITEBACK_CACHE | init::POSIX_ACL | init::CACHE_SYMLINKS;
         let (agreed, answer) = agree(45, offered, wishes);
@@ -155,10 +170,27 @@ mod tests {
     }
 
     #[test]
+    fn who_is_not_asked_for_opens_truncates_otherwise() {
+        let offered = init::NO_OPEN_SUPPORT | init::ATOMIC_O_TRUNC;
+        for endless in [true, false] {
+            let wishes = Wishes {
+                writeback: false,
+                acl: false,
+                endless,
+            };
+            let (agreed, answer) = agree(45, offered, wishes);
+            assert_eq!(agreed.unwrap().no_open, endless);
+            let flags = u64::from(u32::from_ne_bytes(answer[12..16].try_into().unwrap()));
+            assert_eq!(flags & init::ATOMIC_O_TRUNC == 0, endless);
+        }
+    }
+
+    #[test]
     fn an_old_kernel_is_named() {
         let wishes = Wishes {
             writeback: false,
             acl: false,
+            endless: false,
         };
         let text = agree(26, 0, wishes).0.unwrap_err().to_string();
         assert_eq!(text, "FUSE protocol 7.26, needs 7.27 (Linux 4.18)");
