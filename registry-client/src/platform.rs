@@ -119,9 +119,7 @@ impl Platform {
 
     /// How well an image for `other` runs on this platform: 0 is best; `None` when it does not run.
     pub fn fitness(&self, other: &Self) -> Option<usize> {
-        self.preferences()
-            .iter()
-            .position(|candidate| candidate == other)
+        self.preferences().iter().position(|candidate| candidate == other)
     }
 }
 

@@ -64,7 +64,7 @@ const ENDPOINTS: &[(&str, &str, Class)] = &[
     ("HEAD", "/_ping", Served),
     ("POST", "/commit", Served),
     ("GET", "/events", Served),
-    ("GET", "/system/df", NotYet),
+    ("GET", "/system/df", Served),
     ("GET", "/images/{name}/get", Served),
     ("GET", "/images/get", Served),
     ("POST", "/images/load", Served),

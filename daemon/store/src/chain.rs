@@ -136,7 +136,7 @@ impl Store {
 enum Ready<'s> {
     /// It was there, or another run made it.
     There(Arc<LayerRecord>),
-    Unpacked(Draft<'s>),
+    Unpacked(Box<Draft<'s>>),
 }
 
 #[derive(Default)]
@@ -241,7 +241,7 @@ where
         let parent = layer.parent.filter(|parent| self.store.layer(parent).is_some());
         let mut draft = Draft::begin(claim, parent)?;
         draft.fill(source, &layer)?;
-        Ok(Ready::Unpacked(draft))
+        Ok(Ready::Unpacked(Box::new(draft)))
     }
 
     /// Commits what is ready and has its turn, unless another worker is at it: that one goes on until nothing is.

@@ -281,7 +281,7 @@ impl Store {
         layer: &NewLayer<'_>,
         applied: &Applied,
     ) -> Result<Arc<LayerRecord>> {
-        let squashed = (applied.squashed > 0).then(|| Squashed {
+        let squashed = (applied.squashed > 0).then_some(Squashed {
             files: applied.squashed,
             uid: applied.folded.0,
             gid: applied.folded.1,

@@ -437,14 +437,14 @@ mod tests {
 
     fn opaque(path: &Path) {
         disk::create_dir_all(path).unwrap();
-        rustix::fs::setxattr(path, "user.overlay.opaque", b"y", rustix::fs::XattrFlags::empty()).unwrap();
+        fs::setxattr(path, "user.overlay.opaque", b"y", fs::XattrFlags::empty()).unwrap();
     }
 
     /// A whiteout needs CAP_MKNOD or a kernel that lets user namespaces make it; the tests of this crate run where one of
     /// both is given.
     fn whiteout_at(path: &Path) {
         disk::create_dir_all(path.parent().unwrap()).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+        fs::mknodat(fs::CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
     }
 
     #[test]
@@ -585,11 +585,10 @@ mod tests {
                 "proc"
             ]
         );
-        assert_eq!(
-            trees.native(&BTreeSet::new()).len(),
-            9,
-            "{:?}",
-            trees.native(&BTreeSet::new())
-        );
+        // Nothing of it is hidden from those who ask for everything. (Whether what is below too counts as changed is a
+        // matter of the clock's ticks between the two writes.)
+        let listed = trees.native(&BTreeSet::new());
+        let added = listed.iter().filter(|line| line.starts_with('A')).count();
+        assert_eq!(added, 8, "{listed:?}");
     }
 }

@@ -189,7 +189,10 @@ impl<W: Write> Pack<'_, W> {
     /// Writes the bytes from `at` to `end`.
     fn extent(&mut self, file: &OwnedFd, mut at: u64, end: u64, path: &[u8]) -> Result<u64> {
         while at < end {
-            let wanted = self.buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let wanted = self
+                .buffer
+                .len()
+                .min(usize::try_from(end - at).unwrap_or(usize::MAX));
             match rustix::io::pread(file, &mut self.buffer[..wanted], at) {
                 Ok(0) => {
                     let text = format!("/{} became shorter while it was read", show(path));

@@ -77,7 +77,16 @@ fn mutation(seeds: &[Vec<u8>], number: u64) -> Vec<u8> {
             // The name, the type, the link's target.
             6 => {
                 let block = at / BLOCK * BLOCK;
-                let names: [&[u8]; 8] = [b"..", b"/", b".wh.x\0", b".wh..wh..opq\0", b"a/../../b\0", b"d/x\0", b"l/x\0", b"\0"];
+                let names: [&[u8]; 8] = [
+                    b"..",
+                    b"/",
+                    b".wh.x\0",
+                    b".wh..wh..opq\0",
+                    b"a/../../b\0",
+                    b"d/x\0",
+                    b"l/x\0",
+                    b"\0",
+                ];
                 let name = names[random.below(names.len())];
                 let field = block + [0, 157][random.below(2)];
                 if field + name.len() <= data.len() {
@@ -107,7 +116,11 @@ fn in_a_user_namespace() {
 fn all_seeds_are_replayed() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/archive_apply");
     if !userns::inside() {
-        assert_eq!(fs::read_dir(directory).unwrap().count(), seeds().len(), "a seed is not in the list above");
+        assert_eq!(
+            fs::read_dir(directory).unwrap().count(),
+            seeds().len(),
+            "a seed is not in the list above"
+        );
     }
     if userns::powers() {
         for seed in seeds() {

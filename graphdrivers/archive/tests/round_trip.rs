@@ -276,7 +276,11 @@ fn holes_survive_a_layer_that_has_no_form_for_them() {
     }
     // Data at places that fit no block, a hole at the end, only a hole, and zeros that were written.
     let size = 10 << 20;
-    for (name, pieces) in [("some", &[3u64, 5_000_000, 9_999_999][..]), ("none", &[]), ("last", &[size - 1])] {
+    for (name, pieces) in [
+        ("some", &[3u64, 5_000_000, 9_999_999][..]),
+        ("none", &[]),
+        ("last", &[size - 1]),
+    ] {
         let file = fs::File::create(a.join(name)).unwrap();
         file.set_len(size).unwrap();
         for at in pieces {
@@ -288,7 +292,10 @@ fn holes_survive_a_layer_that_has_no_form_for_them() {
     let packed = pack(&whole(&a));
     unpack(&packed, &b, WhiteoutFormat::Delete);
     for name in ["some", "none", "last", "zeros", "small"] {
-        assert!(fs::read(a.join(name)).unwrap() == fs::read(b.join(name)).unwrap(), "{name}");
+        assert!(
+            fs::read(a.join(name)).unwrap() == fs::read(b.join(name)).unwrap(),
+            "{name}"
+        );
         if name != "small" {
             let blocks = fs::metadata(b.join(name)).unwrap().blocks();
             assert!(blocks * 512 <= 512 << 10, "{name}: {blocks} blocks");

@@ -111,7 +111,7 @@ fn compare(winner: &str, other: &str, overall: f64, workloads: &[WorkloadResult]
         .map(|lead| (lead.group, 1.0 / lead.factor))
     {
         Some((Group::Disk, factor)) => {
-            text.push_str(&format!(", though it takes {} as much disk", times(factor)))
+            text.push_str(&format!(", though it takes {} as much disk", times(factor)));
         }
         Some((group, factor)) => {
             text.push_str(&format!(

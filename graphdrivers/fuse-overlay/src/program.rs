@@ -382,12 +382,12 @@ mod tests {
         else {
             panic!("refused");
         };
-        assert!(manner.foreground && !manner.leave_namespace && target == PathBuf::from("/m"));
+        assert!(manner.foreground && !manner.leave_namespace && target == Path::new("/m"));
         assert_eq!(options.lower.len(), 2);
         // As mount(8) calls it.
         assert!(matches!(
             parse(&words("source /m -o rw,lowerdir=a")),
-            Ok(Command::Mount(_, target, manner)) if !manner.foreground && target == PathBuf::from("/m")
+            Ok(Command::Mount(_, target, manner)) if !manner.foreground && target == Path::new("/m")
         ));
         for bad in ["", "-o lowerdir=a", "/m", "-o", "-x /m", "-o lowerdir=a a b c"] {
             assert!(parse(&words(bad)).is_err(), "{bad}");

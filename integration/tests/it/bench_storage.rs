@@ -57,7 +57,7 @@ fn nothing_left(engine: &Engine) {
         .into_iter()
         .filter(|path| !path.ends_with("storage.json"))
         .collect();
-    assert_eq!(files, [PathBuf::new(); 0]);
+    assert_eq!(files, Vec::<PathBuf>::new());
     wait_until_alone(engine);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(engine.data_root().to_str().unwrap()), "{mounts}");
@@ -146,7 +146,7 @@ fn ctrl_c_in_the_middle_leaves_nothing() {
             said.contains("interrupted; what the benchmark had made is removed"),
             "{said}"
         );
-        assert_eq!(left(&engine.data_root()), [PathBuf::new(); 0]);
+        assert_eq!(left(&engine.data_root()), Vec::<PathBuf>::new());
         nothing_left(&engine);
     }
 }

@@ -374,7 +374,7 @@ fn directories_that_a_layer_does_not_describe_look_as_below() {
     for parallel in [3, 1] {
         let root = directory.path().join(parallel.to_string());
         let store = open(&root, Steps::default(), |options| {
-            options.parallel_unpacks = parallel
+            options.parallel_unpacks = parallel;
         });
         unpack(&store, &layers).unwrap();
         let ids = crate::chain_ids(&layers.iter().map(|l| l.diff_id).collect::<Vec<_>>());

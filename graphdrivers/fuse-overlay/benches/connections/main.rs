@@ -9,7 +9,11 @@
 //!                │    └─ fusermount3 → this program, which mounts and hands the descriptor over
 //!                └─ measures through the mount
 //! ```
-#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark prints its figures"
+)]
 
 mod fuse3_adapter;
 

@@ -136,7 +136,7 @@ pub(crate) fn a_listing_survives_removals() {
     let mut listing = open();
     let mut positions = Vec::new();
     let mut names = Vec::new();
-    while let Some(entry) = listing.next() {
+    for entry in listing.by_ref() {
         let entry = entry.unwrap();
         positions.push(entry.offset());
         names.push(entry.file_name().to_owned());
@@ -168,7 +168,7 @@ pub(crate) fn a_listing_survives_removals() {
 
     let mut listing = open();
     let mut removed = 0;
-    while let Some(entry) = listing.next() {
+    for entry in listing.by_ref() {
         let entry = entry.unwrap();
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
             fs::remove_file(

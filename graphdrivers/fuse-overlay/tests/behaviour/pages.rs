@@ -277,7 +277,9 @@ pub(crate) fn a_full_disk_is_said_and_survived() {
     let mut file = File::create(mount.join("filler")).unwrap();
     let chunk = vec![b'f'; 1 << 20];
     let full = (0..64).find_map(|_| file.write_all(&chunk).and_then(|()| file.sync_data()).err());
-    let error = full.expect("64 MiB fit on a disk of 12");
+    let Some(error) = full else {
+        panic!("64 MiB fit on a disk of 12");
+    };
     assert_eq!(error.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "write");
     assert_eq!(fs::read_to_string(mount.join("kept")).unwrap(), "kept");
     drop(file);

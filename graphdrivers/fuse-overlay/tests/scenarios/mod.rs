@@ -98,7 +98,10 @@ fn seen(mount: Mounted) -> Tree {
 /// What the system calls returned, by scenario.
 type Log = BTreeMap<String, Vec<String>>;
 
-fn scenarios() -> impl Iterator<Item = (String, fn(&Place), fn(&mut Run))> {
+/// Its name, what makes its objects, what is done to them.
+type Scenario = (String, fn(&Place), fn(&mut Run));
+
+fn scenarios() -> impl Iterator<Item = Scenario> {
     // All of them where the format was made for; a sample with root's powers, which change little.
     let step = if crate::userns::inside() { 1 } else { 5 };
     OBJECTS
@@ -192,7 +195,10 @@ fn normal(root: &Path, raw: bool) -> Tree {
             seen.xattrs.retain(|name, _| {
                 !matches!(
                     name.as_str(),
-                    "user.overlay.origin" | "user.overlay.impure" | "user.overlay.nlink" | "user.overlay.opaque"
+                    "user.overlay.origin"
+                        | "user.overlay.impure"
+                        | "user.overlay.nlink"
+                        | "user.overlay.opaque"
                 )
             });
         }

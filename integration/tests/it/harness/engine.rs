@@ -72,7 +72,12 @@ impl Options {
     /// A storage driver, with the data root where it can work.
     pub(crate) fn driver(name: &str) -> Self {
         let disk = (name == "btrfs").then_some(Disk::Btrfs);
-        Self { disk, ..Self::default() }.arg("--storage-driver").arg(name)
+        Self {
+            disk,
+            ..Self::default()
+        }
+        .arg("--storage-driver")
+        .arg(name)
     }
 
     pub(crate) fn arg(mut self, arg: &str) -> Self {

@@ -622,7 +622,7 @@ async fn an_import_makes_an_image_of_one_layer() {
     for bytes in [plain.clone(), compressed] {
         let told = import(bytes, &["CMD [\"/a\"]", "ENV A=b"]).await.unwrap();
         let image = fixture.images.find("imported").unwrap();
-        assert_eq!(told, [image.id.clone()]);
+        assert_eq!(told, std::slice::from_ref(&image.id));
         assert_eq!(image.layers, [Digest::of(&plain).to_string()]);
         assert_eq!(image.config.cmd.as_deref(), Some(&["/a".to_owned()][..]));
         assert_eq!(image.comment, "Imported from -");
