@@ -11,5 +11,7 @@ if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
   exit 1
 fi
 mkdir -p "corpus/$target"
+features=()
+[[ $target == reference ]] && features=(--features registry)
 # Anything a layer may do, it does inside of a temporary directory; in memory it does it faster.
-exec env TMPDIR=/dev/shm cargo +nightly fuzz run "$target" "corpus/$target" "$seeds" -- -max_total_time="$seconds" -max_len=65536
+exec env TMPDIR=/dev/shm cargo +nightly fuzz run "${features[@]}" "$target" "corpus/$target" "$seeds" -- -max_total_time="$seconds" -max_len=65536
