@@ -3,6 +3,7 @@
 #
 #   pjdfstest   POSIX semantics, once as an ordinary user in a user namespace and (as root) once with root's powers;
 #               what differs from the bare file system must be in graphdrivers/fuse-overlay/tests/pjdfstest.expected
+#   life        the program in the background: told to end, replaced while in use
 #   fsx         random I/O, with and without memory maps, on new files and on lower files that are copied up
 #
 #   make posix                            both
@@ -121,6 +122,47 @@ fsx() {
   ok fsx "$runs runs of $OPERATIONS operations ($what)"
 }
 
+# server DIR: the pid of the process that serves DIR's layers.
+server() {
+  local file
+  for file in /proc/[0-9]*/cmdline; do
+    if tr '\0' ' ' 2>/dev/null <"$file" | grep -qF "upperdir=$1/upper,"; then file=${file%/cmdline}; echo "${file#/proc/}"; return; fi
+  done
+  return 1
+}
+ended() { timeout 30 tail --pid="$1" -s 0.05 -f /dev/null; }
+
+life() {
+  local a=$work/user/life-a b=$work/user/life-b old new
+  layers "$a"; layers "$b"
+  echo lower >"$a/lower/f"; echo other >"$b/lower/f"
+
+  mount_as ours "$a" || die life "no mount"
+  old=$(server "$a") || die life "no serving process"
+  echo new >"$work/mnt/g"; echo changed >>"$work/mnt/f"
+  kill -TERM "$old"
+  ended "$old" || die life "the server does not end when told to"
+  ! mountpoint -q "$work/mnt" || die life "told to end, the server leaves its mount"
+  [ "$(cat "$a/upper/g" "$a/upper/f")" = $'new\nlower\nchanged' ] || die life "told to end, the server loses what was written"
+
+  mount_as ours "$a" || die life "no second mount"
+  old=$(server "$a")
+  exec 9<"$work/mnt/f"
+  umount -l "$work/mnt"
+  mount_as ours "$b" || die life "no mount in the place of one that is in use"
+  new=$(server "$b")
+  [ "$(cat <&9)" = $'lower\nchanged' ] || die life "a detached mount is not served"
+  kill -TERM "$old"
+  ended "$old" || die life "the server of a detached mount does not end"
+  exec 9<&-
+  [ "$(cat "$work/mnt/f")" = other ] || die life "an old server took the new mount away"
+  kill -KILL "$new"
+  ended "$new"
+  ! ls "$work/mnt" >/dev/null 2>&1 || die life "a killed server answers"
+  umount "$work/mnt"
+  ok life "ends when told to, spares newer mounts"
+}
+
 # Stressors of stress-ng's class `filesystem` that need neither a device nor minutes; each runs a second with --verify.
 stress() {
   local what=$1 dir=$work/user/stress one passed=0 failed=''
@@ -129,7 +171,6 @@ stress() {
   for one in access chdir chmod chown copy-file dentry dir dirdeep dirmany dup eventfd fallocate fault fcntl fiemap \
              file-ioctl filename flock fpunt fsize fstat full getdent handle hdd iomix lease link locka lockf lockofd \
              mknod mmap msync open rename renameat seal seek sendfile symlink sync-file touch utime verity xattr; do
-    stress-ng --class filesystem --sequential 0 --help >/dev/null 2>&1 || true
     stress-ng --help 2>/dev/null | grep -q -- "--$one N" || continue
     if (cd "$work/mnt" && timeout 60 stress-ng --quiet --temp-path "$work/mnt" "--$one" 2 --timeout 1 --verify) >"$dir/$one.log" 2>&1
     then passed=$((passed + 1)); else failed+=" $one"; fi
@@ -145,6 +186,7 @@ if [ "${1:-}" = leg ]; then
     user | root)
       mount -t tmpfs second "$work/second"
       for what in bare ours $PEERS; do pjdfstest "$what"; done ;;
+    life) life ;;
     fsx) for what in ours $PEERS; do rm -rf "$work/user/fsx"; fsx "$what"; done ;;
     stress) for what in ours $PEERS; do rm -rf "$work/user/stress"; stress "$what"; done ;;
   esac
@@ -217,5 +259,6 @@ else note "not root: pjdfstest runs inside a user namespace only"; fi
 wait $user_leg || exit 1
 [ -z "${RESULTS:-}" ] || (cd "$work" && cp --parents {user,root}/pjdfstest/*/result "$RESULTS")
 "$REPO/scripts/posix.py" "$work" graphdrivers/fuse-overlay/tests/pjdfstest.expected
+"${in_namespace[@]}" "$REPO/scripts/posix.sh" leg life "$work"
 "${in_namespace[@]}" "$REPO/scripts/posix.sh" leg fsx "$work"
 [ -z "${STRESS:-}" ] || "${in_namespace[@]}" "$REPO/scripts/posix.sh" leg stress "$work"

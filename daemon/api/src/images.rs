@@ -35,11 +35,7 @@ pub(crate) async fn inspect(State(app): State<App>, Path(name): Path<String>, ve
     let image = app.engine.images.find(&name)?;
     let graph = app.engine.images.graph_data(&image);
     let driver = wire::image::GraphDriver::new(&app.engine.facts.storage_driver, &graph);
-    Ok(answer::ok(&wire::image::Inspect::new(
-        &image,
-        driver,
-        version,
-    )))
+    Ok(answer::ok(&wire::image::Inspect::new(&image, driver, version)))
 }
 
 /// `docker history`.

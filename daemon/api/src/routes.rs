@@ -9,7 +9,9 @@ use http::Method;
 use skiff_core::Error;
 
 use crate::error::{ApiError, page_not_found};
-use crate::{App, attach, commit, containers, disk_usage, events, images, logs, networks, system, tarballs, volumes};
+use crate::{
+    App, attach, commit, containers, disk_usage, events, images, logs, networks, system, tarballs, volumes,
+};
 
 /// Marks the answer to a path or method that no line knows; Docker's router sends no version headers with it.
 #[derive(Debug, Clone, Copy)]

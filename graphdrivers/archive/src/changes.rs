@@ -85,7 +85,7 @@ pub fn changed_paths(
 
 /// Those of `candidates` that `tree` has only as an empty file, an empty directory or a symbolic link, and `lower` does
 /// not: what was made to mount something on. Directories that hold nothing but such names count when they are candidates
-/// themselves and come after their contents.
+/// themselves and come after their contents, also when `lower` has them the same.
 ///
 /// # Errors
 /// `Io`.
@@ -111,22 +111,35 @@ pub fn placeholders(
         let Some(stat) = optional(stat_at(&parent, name)).map_err(failed)? else {
             continue;
         };
+        let inside = |found: &BTreeSet<Vec<u8>>| -> Result<bool, Errno> {
+            let directory = fs::openat(&parent, name, directory_flags(), Mode::empty())?;
+            // What hides the directory below says something.
+            if let DiffTree::Native { whiteouts, .. } = tree
+                && is_opaque(&directory, *whiteouts)?
+            {
+                return Ok(false);
+            }
+            let known = |inside: &Vec<u8>| found.contains(&[path, b"/", &inside[..]].concat());
+            Ok(names(&directory)?.iter().all(known))
+        };
+        let directory = is_directory(&stat);
         let empty = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => stat.st_size == 0,
             FileType::Symlink => true,
-            FileType::Directory => {
-                let inside =
-                    fs::openat(&parent, name, directory_flags(), Mode::empty()).and_then(|fd| names(&fd));
-                let known = |inside: &Vec<u8>| found.contains(&[path, b"/", &inside[..]].concat());
-                inside.map_err(failed)?.iter().all(known)
-            }
+            FileType::Directory => inside(&found).map_err(failed)?,
             _ => false,
         };
-        if empty
-            && lower_stat(&lower_tops, lower.whiteouts, parents, name)
-                .map_err(failed)?
-                .is_none()
-        {
+        if !empty {
+            continue;
+        }
+        let below = lower_directories(&lower_tops, lower.whiteouts, parents).map_err(failed)?;
+        let below = below.as_deref().unwrap_or(&lower_tops);
+        let counts = match find(below, lower.whiteouts, name).map_err(failed)? {
+            None => true,
+            // A directory that was only copied up to make something in it.
+            Some((layer, _)) => directory && is_same(&parent, &below[layer], name, &stat).map_err(failed)?,
+        };
+        if counts {
             found.insert(path.to_vec());
         }
     }
@@ -332,17 +345,17 @@ fn descend(top: &OwnedFd, path: &[u8]) -> Result<Option<OwnedFd>, Errno> {
     Ok(Some(current))
 }
 
-fn lower_stat(
+/// The directories that together show `path` below; `None` for the top.
+fn lower_directories(
     tops: &[OwnedFd],
     format: WhiteoutFormat,
-    parents: &[u8],
-    name: &[u8],
-) -> Result<Option<Stat>, Errno> {
+    path: &[u8],
+) -> Result<Option<Vec<OwnedFd>>, Errno> {
     let mut inside: Option<Vec<OwnedFd>> = None;
-    for part in parts(parents) {
+    for part in parts(path) {
         inside = Some(enter(inside.as_deref().unwrap_or(tops), format, part)?);
     }
-    Ok(find(inside.as_deref().unwrap_or(tops), format, name)?.map(|(_, stat)| stat))
+    Ok(inside)
 }
 
 #[cfg(test)]
@@ -547,6 +560,9 @@ mod tests {
         put(&trees.upper().join("etc/resolv.conf"), "mine");
         disk::create_dir_all(trees.upper().join("dev/pts")).unwrap();
         disk::create_dir_all(trees.upper().join("proc")).unwrap();
+        // Copied up to make something in it, and nothing else.
+        disk::create_dir_all(trees.layers[0].join("opt/app")).unwrap();
+        put(&trees.upper().join("opt/app/mounted"), "");
         // A container's link must not lead us out.
         let outside = trees.scratch.path().join("outside");
         put(&outside.join("mtab"), "");
@@ -566,6 +582,8 @@ mod tests {
             "etc/hostname",
             "etc/resolv.conf",
             "run/mtab",
+            "opt/app/mounted",
+            "opt/app",
             "dev",
             "etc",
         ];
@@ -582,6 +600,8 @@ mod tests {
                 "dev/console",
                 "dev/pts",
                 "etc/hostname",
+                "opt/app",
+                "opt/app/mounted",
                 "proc"
             ]
         );
@@ -589,6 +609,6 @@ mod tests {
         // matter of the clock's ticks between the two writes.)
         let listed = trees.native(&BTreeSet::new());
         let added = listed.iter().filter(|line| line.starts_with('A')).count();
-        assert_eq!(added, 8, "{listed:?}");
+        assert_eq!(added, 9, "{listed:?}");
     }
 }

@@ -348,20 +348,26 @@ fn lower_path(part: &[u8]) -> Result<PathBuf, BadOption> {
     Ok(OsString::from_vec(unescape(part)).into())
 }
 
-/// Splits at separators that no backslash precedes; backslashes stay.
+/// Splits at separators that no backslash precedes; backslashes stay. A security label has commas, and engines put it into
+/// quotes instead.
 fn split_unescaped(text: &[u8], separator: u8) -> Vec<Vec<u8>> {
-    let mut parts = vec![Vec::new()];
-    let mut escaped = false;
+    let mut parts = Vec::new();
+    let mut part = Vec::new();
+    let (mut escaped, mut quoted) = (false, false);
     for &byte in text {
-        if byte == separator && !escaped {
-            parts.push(Vec::new());
+        if byte == separator && !escaped && !quoted {
+            parts.push(std::mem::take(&mut part));
             continue;
         }
+        quoted = match byte {
+            b'"' if quoted => false,
+            b'"' => part.ends_with(b"context="),
+            _ => quoted,
+        };
         escaped = byte == b'\\' && !escaped;
-        if let Some(last) = parts.last_mut() {
-            last.push(byte);
-        }
+        part.push(byte);
     }
+    parts.push(part);
     parts
 }
 
@@ -406,7 +412,7 @@ mod tests {
             "lowerdir=l,uidmapping=0:1000:1:1:100000:65536,gidmapping=0:5:1,squash_to_root,squash_to_gid=7,\
              xattr_permissions=2,static_nlink,noacl,volatile,timeout=1.5,threaded=0,fsync=0,clone_fd,\
              max_idle_threads=10,redirect_dir=off,ro,nodev,nosuid,noexec,allow_other,default_permissions,\
-             context=\"system_u:object_r:x:s0:c1\\,c2\"",
+             context=\"system_u:object_r:x:s0:c1,c2\"",
         )
         .unwrap();
         assert_eq!(options.uid_map.len(), 2);

@@ -76,7 +76,6 @@ conformance! {
         a_killed_server_leaves_errors_not_hangs,
         a_kill_under_load_ends_every_request,
         a_late_end_spares_the_next_mount,
-        sigterm_ends_the_server,
         a_refusal_is_said_and_leaves_no_mount,
         without_an_upper_directory_it_is_read_only,
         many_layers_are_stacked,

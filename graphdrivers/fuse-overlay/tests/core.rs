@@ -67,6 +67,7 @@ tests! {
     ]
     handleless: [
         files_are_read_and_written_without_handles,
+        files_are_made_without_handles,
         a_copy_up_is_seen_by_all_ways_to_the_file,
         nameless_files_work_without_handles,
         last_times_of_removed_files_copy_nothing,

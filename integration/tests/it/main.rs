@@ -9,6 +9,10 @@ mod api;
 #[cfg(test)]
 mod bench_storage;
 #[cfg(test)]
+mod changes;
+#[cfg(test)]
+mod commit;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod daemon;
@@ -19,6 +23,10 @@ mod driver_switch;
 #[cfg(test)]
 mod drivers;
 #[cfg(test)]
+mod export_import;
+#[cfg(test)]
+mod fuse_overlayfs;
+#[cfg(test)]
 mod images;
 #[cfg(test)]
 mod leaks;
@@ -27,11 +35,15 @@ mod lifecycle;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
+mod podman;
+#[cfg(test)]
 mod pull;
 #[cfg(test)]
 mod pull_faults;
 #[cfg(test)]
 mod run;
+#[cfg(test)]
+mod save_load;
 #[cfg(test)]
 mod sdk;
 #[cfg(test)]

@@ -98,12 +98,17 @@ fn compose(shared: &Shared, new: NewImage) -> Result<Digest> {
     let base = parent.and_then(|parent| Some(parent.manifests.first()?.digest));
     let manifest = layout::manifest(&layout::config_descriptor(id, config.len() as u64), &layers, base)?;
     let manifest_digest = Digest::of(&manifest);
-    for digest in layers
-        .iter()
-        .map(|layer| layer.digest)
-        .chain([id, manifest_digest])
-    {
+    for digest in [id, manifest_digest] {
         lease.blob(&digest)?;
+    }
+    for layer in &layers {
+        // The parent may have been removed since it was looked up.
+        lease.blob(&layer.digest)?.ok_or_else(|| {
+            Error::system(format!(
+                "layer {} is not kept here any more; pull the image again",
+                layer.digest
+            ))
+        })?;
     }
     if let Some(parent) = parent {
         for layer in &parent.chain {

@@ -8,8 +8,8 @@
 //! ```text
 //!   follow   one program asks at a time        one thread at the device, on the processor of the program that asks
 //!                                              (`follow.rs`); the others are parked
-//!   spread   several ask at once, or much      a thread for each processor at the device, wherever the scheduler
-//!            data is moved                     likes
+//!   spread   several ask at once               a thread for each processor at the device, wherever the scheduler
+//!                                              likes
 //! ```
 //!
 //! Which of the two is decided anew every [`WINDOW`] requests, by how often the asking thread changed. Threads that are
@@ -24,10 +24,8 @@ use std::time::Duration;
 const WINDOW: u32 = 64;
 /// Changes of the asking thread in a window from which on several are at it.
 const MANY_CHANGES: u32 = WINDOW / 5;
-/// Requests that move much data in a window from which on two processors are better than one.
-const MANY_BULK: u32 = WINDOW / 4;
 /// How often the sentinel looks.
-const TICK: Duration = Duration::from_millis(2);
+const TICK: Duration = Duration::from_millis(5);
 /// Looks without any work after which it sleeps until there is some.
 const QUIET_TICKS: u32 = 50;
 /// Threads in all, when disks are slow.
@@ -50,10 +48,9 @@ pub(super) struct Crew {
     done: AtomicU64,
     /// Who asked last.
     asker: AtomicU32,
-    /// Of this window: requests, changes of the asker, requests that move much data, whether the sentinel stepped in.
+    /// Of this window: requests, changes of the asker, whether the sentinel stepped in.
     requests: AtomicU32,
     changes: AtomicU32,
-    bulk: AtomicU32,
     held_up: AtomicBool,
     sentinel_asleep: AtomicBool,
     parked: Mutex<Parked>,
@@ -100,7 +97,6 @@ impl Crew {
             asker: AtomicU32::new(0),
             requests: AtomicU32::new(0),
             changes: AtomicU32::new(0),
-            bulk: AtomicU32::new(0),
             held_up: AtomicBool::new(false),
             sentinel_asleep: AtomicBool::new(false),
             parked: Mutex::default(),
@@ -216,15 +212,12 @@ impl Crew {
         }
     }
 
-    /// A request is done. `asker` is the thread that waits for it, 0 if none does; `bulk` says that it moved much data.
-    pub(super) fn end(&self, asker: u32, bulk: bool) {
+    /// A request is done. `asker` is the thread that waits for it, 0 if none does.
+    pub(super) fn end(&self, asker: u32) {
         self.done.fetch_add(1, Ordering::Relaxed);
         self.busy.fetch_sub(1, Ordering::SeqCst);
         if asker == 0 {
             return;
-        }
-        if bulk {
-            self.bulk.fetch_add(1, Ordering::Relaxed);
         }
         if self.asker.load(Ordering::Relaxed) != asker {
             self.asker.store(asker, Ordering::Relaxed);
@@ -238,9 +231,7 @@ impl Crew {
 
     fn decide(&self) {
         let changes = self.changes.swap(0, Ordering::Relaxed);
-        let bulk = self.bulk.swap(0, Ordering::Relaxed);
-        let spread = changes >= MANY_CHANGES || bulk >= MANY_BULK;
-        let wanted = if spread { self.steady } else { 1 };
+        let wanted = if changes >= MANY_CHANGES { self.steady } else { 1 };
         let before = self.wanted.load(Ordering::SeqCst);
         if self.held_up.swap(false, Ordering::Relaxed) && before > wanted {
             return;
@@ -277,21 +268,17 @@ mod tests {
         let window = |askers: u32| {
             for n in 0..WINDOW {
                 crew.begin();
-                crew.end(1 + n % askers, false);
+                crew.end(1 + n % askers);
             }
             crew.wanted.load(Ordering::SeqCst)
         };
         assert_eq!(window(1), 1);
         assert_eq!(window(2), 4);
         assert_eq!(window(1), 1);
-        for _ in 0..WINDOW {
-            crew.begin();
-            crew.end(1, true);
-        }
-        assert_eq!(crew.wanted.load(Ordering::SeqCst), 4, "much data");
+        assert_eq!(window(3), 4);
         for _ in 0..10 * WINDOW {
             crew.begin();
-            crew.end(0, false);
+            crew.end(0);
         }
         assert_eq!(
             crew.wanted.load(Ordering::SeqCst),
@@ -316,11 +303,11 @@ mod tests {
         });
         assert!(!crew.is_alone());
         // The one that was held up goes on, and both stay until the next decisions.
-        crew.end(7, false);
+        crew.end(7);
         assert_eq!(crew.take_turn(false), Turn::Read);
         for _ in 0..2 * WINDOW {
             crew.begin();
-            crew.end(7, false);
+            crew.end(7);
         }
         thread::scope(|scope| {
             let extra = scope.spawn(|| crew.take_turn(false));

@@ -226,7 +226,22 @@ impl Session {
         let (flags, mode, umask) = (body.u32()?, body.u32()?, body.u32()?);
         body.skip(4)?;
         let caller = self.caller(request, umask);
-        let (entry, opened) = if request.opcode == opcode::CREATE {
+        let create = request.opcode == opcode::CREATE;
+        if self.agreed.no_open {
+            // The kernel will not release what it opened, not even this.
+            let entry = match create {
+                true => self
+                    .overlay
+                    .create_handleless(&caller, request.node, body.name()?, mode, flags)?,
+                false => self
+                    .overlay
+                    .tmpfile_handleless(&caller, request.node, mode, flags)?,
+            };
+            put_entry(reply, &entry);
+            reply.u64(0).u32(FOPEN_KEEP_CACHE).u32(0);
+            return Ok(Outcome::Answer);
+        }
+        let (entry, opened) = if create {
             self.overlay
                 .create(&caller, request.node, body.name()?, mode, flags)?
         } else {

@@ -23,7 +23,7 @@ const OTHER_ASKER: u32 = 6;
 const MOVED_AWAY: u32 = 2;
 const GIVEN_UP: u32 = 8192;
 /// How long to look for the next request.
-pub(super) const MOMENT: Duration = Duration::from_micros(50);
+pub(super) const MOMENT: Duration = Duration::from_micros(60);
 /// Moments in vain, out of the last few, after which it is not tried for so many requests.
 const IN_VAIN: u32 = 8;
 const NOT_TRIED: u32 = 512;
@@ -129,7 +129,7 @@ impl Follower {
             self.in_vain = self.in_vain.saturating_sub(1);
             return;
         }
-        self.in_vain += 2;
+        self.in_vain += 1;
         if self.in_vain >= IN_VAIN {
             (self.in_vain, self.not_tried) = (0, NOT_TRIED);
         }

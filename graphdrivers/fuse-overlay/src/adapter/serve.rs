@@ -27,8 +27,6 @@ pub(super) const REPLY_ROOM: usize = MAX_WRITE as usize;
 /// Threads at the device at once, as long as no disk is slow.
 const MIN_THREADS: usize = 2;
 const MAX_THREADS: usize = 8;
-/// Bytes in a request or an answer that count as much.
-const BULK: usize = 64 << 10;
 
 /// Serves until the end.
 pub(super) fn run(session: &Session) -> io::Result<()> {
@@ -128,7 +126,7 @@ fn serve_on<'scope, 'env: 'scope>(
                 0
             }
         };
-        crew.end(asker, length.max(reply.payload()) >= BULK);
+        crew.end(asker);
         look = crew.is_alone() && follower.follow(asker);
         if !crew.is_alone() {
             follower.stay_anywhere();

@@ -167,7 +167,9 @@ impl Overlay {
             let ino = self.devices.ino(stat.st_dev, stat.st_ino);
             Node::new(id, kind, ino, Place::new(parent, name, UPPER), directory)
         };
-        self.table.acquire(key, |_| false, make).0
+        let (node, _) = self.table.acquire(key, |_| false, make);
+        node.no_capability.store(true, Ordering::Relaxed);
+        node
     }
 
     fn fresh_entry(&self, parent: &Arc<Node>, target: &Target<'_>) -> Result<(Arc<Node>, Entry)> {
@@ -187,8 +189,48 @@ impl Overlay {
         flags: u32,
     ) -> Result<(Entry, Opened)> {
         let parent = self.directory_node(parent)?;
-        let made = self.make(&parent, name, |target| {
-            let owner = self.ownership(caller, &parent, mode, None)?;
+        match self.new_file(caller, &parent, name, mode, flags) {
+            Ok((node, entry, fd)) => Ok((entry, self.opened(&node, Arc::new(fd), flags))),
+            Err(Errno::EXIST) if !is_exclusive(flags) => self.open_existing(&parent, name, flags),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    pub(super) fn do_create_handleless(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        flags: u32,
+    ) -> Result<Entry> {
+        let parent = self.directory_node(parent)?;
+        // For whatever will be asked of the node.
+        let wide = (OFlags::from_bits_retain(flags) - OFlags::ACCMODE) | OFlags::RDWR;
+        match self.new_file(caller, &parent, name, mode, wide.bits()) {
+            Ok((node, entry, fd)) => {
+                self.descriptors.keep(node.kept.get_or_init(Arc::default), fd);
+                Ok(entry)
+            }
+            Err(Errno::EXIST) if !is_exclusive(flags) => {
+                let (entry, opened) = self.open_existing(&parent, name, flags)?;
+                self.do_release(opened.handle);
+                Ok(entry)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn new_file(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        mode: u32,
+        flags: u32,
+    ) -> Result<(Arc<Node>, Entry, OwnedFd)> {
+        self.make(parent, name, |target| {
+            let owner = self.ownership(caller, parent, mode, None)?;
             let fd = self.create_file(target, &owner, flags)?;
             let outcome = self
                 .give(&At::Fd(fd.as_fd()), FileType::RegularFile, &owner)
@@ -203,15 +245,10 @@ impl Overlay {
                     let _ = fs::unlinkat(target.upper, name, AtFlags::empty());
                 }
             })?;
-            let node = self.fresh(&parent, name, &stat);
+            let node = self.fresh(parent, name, &stat);
             let entry = self.entry(&node, &stat, UPPER, &At::Fd(fd.as_fd()))?;
-            Ok((entry, self.opened(&node, Arc::new(fd), flags)))
-        });
-        let exclusive = OFlags::from_bits_retain(flags).contains(OFlags::EXCL);
-        match made {
-            Err(Errno::EXIST) if !exclusive => self.open_existing(&parent, name, flags),
-            outcome => outcome,
-        }
+            Ok((node, entry, fd))
+        })
     }
 
     fn create_file(&self, target: &Target<'_>, owner: &Ownership, flags: u32) -> Result<OwnedFd> {
@@ -260,11 +297,34 @@ impl Overlay {
         mode: u32,
         flags: u32,
     ) -> Result<(Entry, Opened)> {
+        let (node, entry, fd) = self.new_nameless(caller, parent, mode, flags)?;
+        Ok((entry, self.opened(&node, fd, flags)))
+    }
+
+    pub(super) fn do_tmpfile_handleless(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        mode: u32,
+        flags: u32,
+    ) -> Result<Entry> {
+        // The node keeps a descriptor anyway.
+        self.new_nameless(caller, parent, mode, flags)
+            .map(|(_, entry, _)| entry)
+    }
+
+    fn new_nameless(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        mode: u32,
+        flags: u32,
+    ) -> Result<(Arc<Node>, Entry, Arc<OwnedFd>)> {
         let parent = self.directory_node(parent)?;
         let upper = self.upper_fd(&parent)?;
         let owner = self.ownership(caller, &parent, mode, None)?;
         let mut below = self.flags_below(flags) | OFlags::CLOEXEC | OFlags::TMPFILE;
-        if OFlags::from_bits_retain(flags).contains(OFlags::EXCL) {
+        if is_exclusive(flags) {
             below |= OFlags::EXCL;
         }
         let open = || fs::openat(&*upper, c".", below, self.first_mode(&owner));
@@ -279,7 +339,7 @@ impl Overlay {
         });
         node.removed.store(true, Ordering::Release);
         let entry = self.entry(&node, &stat, UPPER, &at)?;
-        Ok((entry, self.opened(&node, fd, flags)))
+        Ok((node, entry, fd))
     }
 
     pub(super) fn do_mknod(
@@ -467,6 +527,10 @@ impl Overlay {
         let from = self.slot_fd(parent, slot)?;
         fs::linkat(&*from, &*place.name, directory, name, AtFlags::empty())
     }
+}
+
+fn is_exclusive(flags: u32) -> bool {
+    OFlags::from_bits_retain(flags).contains(OFlags::EXCL)
 }
 
 impl Ownership {

@@ -285,6 +285,23 @@ impl Overlay {
         self.do_create(caller, parent, name, mode, flags)
     }
 
+    /// The same for a kernel that opens by itself and so never releases: nothing stays open but what the node may keep.
+    pub fn create_handleless(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        flags: u32,
+    ) -> Result<Entry> {
+        self.do_create_handleless(caller, parent, name, mode, flags)
+    }
+
+    /// The same without a name.
+    pub fn tmpfile_handleless(&self, caller: &Caller, parent: u64, mode: u32, flags: u32) -> Result<Entry> {
+        self.do_tmpfile_handleless(caller, parent, mode, flags)
+    }
+
     /// Makes and opens a regular file without a name.
     pub fn tmpfile(&self, caller: &Caller, parent: u64, mode: u32, flags: u32) -> Result<(Entry, Opened)> {
         self.do_tmpfile(caller, parent, mode, flags)

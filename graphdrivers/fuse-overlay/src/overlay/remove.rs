@@ -16,6 +16,7 @@ use super::descriptors::DirectoryFd;
 use super::lock::{read, write};
 use super::node::{Known, Node, Place};
 use super::resolve::Found;
+use super::work::Work;
 use super::{Overlay, Result};
 
 impl Overlay {
@@ -145,36 +146,48 @@ impl Overlay {
         let node = known.node();
         let victim = self.directory_of(node)?;
         let _victim = write(&victim.names);
-        let in_upper = victim.upper.get().is_some();
-        let covered = !in_upper || self.is_covered(&parent, name)?;
+        let covered = victim.upper.get().is_none() || self.is_covered(&parent, name)?;
         self.pin(node)?;
-        let simple = in_upper && !covered;
-        match simple.then(|| fs::unlinkat(&*upper, name, AtFlags::REMOVEDIR)) {
-            Some(Ok(())) => {}
-            Some(Err(Errno::NOTEMPTY | Errno::EXIST)) | None => {
-                if !self.is_empty(node)? {
-                    self.unpin(node);
-                    return Err(Errno::NOTEMPTY);
-                }
-                let staged = work.name();
-                if !in_upper {
-                    work.whiteout(&*upper, name)?;
-                } else if covered {
-                    work.whiteout(&work.fd, &staged)?;
-                    fs::renameat_with(&work.fd, &*staged, &*upper, name, RenameFlags::EXCHANGE)
-                        .inspect_err(|_| work.discard(&staged))?;
-                    work.discard(&staged);
-                } else {
-                    // Whiteouts of an earlier life are all that is in it.
-                    fs::renameat(&*upper, name, &work.fd, &*staged)?;
-                    work.discard(&staged);
-                }
-            }
-            Some(Err(errno)) => return Err(errno),
-        }
+        self.take_away(work, node, &upper, name, covered)
+            .inspect_err(|_| self.unpin(node))?;
         self.directory_is_gone(node);
         directory.changed();
         directory.count(-1);
+        Ok(())
+    }
+
+    /// Removes an empty directory from the upper one; leaves a whiteout if lower layers have its name.
+    fn take_away(
+        &self,
+        work: &Work,
+        node: &Arc<Node>,
+        upper: &DirectoryFd,
+        name: &OsStr,
+        covered: bool,
+    ) -> Result<()> {
+        let in_upper = self.directory_of(node)?.upper.get().is_some();
+        if in_upper && !covered {
+            match fs::unlinkat(upper, name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                outcome => return outcome,
+            }
+        }
+        if !self.is_empty(node)? {
+            return Err(Errno::NOTEMPTY);
+        }
+        if !in_upper {
+            return work.whiteout(upper, name);
+        }
+        // Nothing but whiteouts can be in it.
+        let staged = work.name();
+        if covered {
+            work.whiteout(&work.fd, &staged)?;
+            fs::renameat_with(&work.fd, &*staged, upper, name, RenameFlags::EXCHANGE)
+                .inspect_err(|_| work.discard(&staged))?;
+        } else {
+            fs::renameat(upper, name, &work.fd, &*staged)?;
+        }
+        work.discard(&staged);
         Ok(())
     }
 

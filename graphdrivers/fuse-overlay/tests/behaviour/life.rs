@@ -112,55 +112,7 @@ pub(crate) fn a_late_end_spares_the_next_mount() {
     assert!(status.success(), "{status}");
     assert_eq!(Table::open().mounts_on(new.path()), 1, "the new mount is there");
     assert_eq!(fs::read_to_string(new.join("f")).unwrap(), "second");
-
-    // The same when the old server is killed or told to end.
-    let third = Layers {
-        merged: first.merged.clone(),
-        ..scratch.layers("third")
-    };
-    fs::write(third.bottom.join("f"), "third").unwrap();
-    let held = File::open(new.join("f")).unwrap();
-    unmount(new.path(), UnmountFlags::DETACH).unwrap();
-    let mut server = new.leave();
-    let newest = third.ours();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&server),
-        rustix::process::Signal::TERM,
-    )
-    .unwrap();
-    wait(&mut server, "after SIGTERM");
-    drop(held);
-    assert_eq!(fs::read_to_string(newest.join("f")).unwrap(), "third");
-    newest.unmount();
-}
-
-/// SIGTERM ends the server, and what was written is on disk.
-pub(crate) fn sigterm_ends_the_server() {
-    let f = Fixture::with_file("lower");
-    fs::write(f.at("new"), "new").unwrap();
-    fs::write(f.at("f"), "changed").unwrap();
-    let Fixture {
-        layers,
-        mount,
-        _scratch,
-    } = f;
-    let mut server = mount.unwrap().leave();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&server),
-        rustix::process::Signal::TERM,
-    )
-    .unwrap();
-    wait(&mut server, "after SIGTERM");
-    let text = |name: &str| fs::read_to_string(layers.upper.join(name)).unwrap();
-    assert_eq!((text("new").as_str(), text("f").as_str()), ("new", "changed"));
-    if Table::open().mounts_on(&layers.merged) > 0 {
-        assert_eq!(
-            code(fs::metadata(&layers.merged)),
-            Some(Errno::NOTCONN.raw_os_error())
-        );
-        unmount(&layers.merged, UnmountFlags::empty()).unwrap();
-    }
-    layers.ours().unmount();
+    new.unmount();
 }
 
 /// What cannot be mounted is said on standard error, with a status other than 0 and no mount left.

@@ -216,7 +216,12 @@ fn inspection_of_a_failed_start_shows_why() {
     let view = view(State::Created {
         last_failure: Some(failure),
     });
-    let value = serde_json::to_value(Inspect::new(&view, Some(ContainerSize { rw: 1, root_fs: 2 }), &[])).unwrap();
+    let value = serde_json::to_value(Inspect::new(
+        &view,
+        Some(ContainerSize { rw: 1, root_fs: 2 }),
+        &[],
+    ))
+    .unwrap();
     assert_eq!(value["State"]["ExitCode"], 127);
     assert_eq!(value["State"]["Error"], "executable file not found in $PATH");
     assert_eq!((&value["SizeRw"], &value["SizeRootFs"]), (&json!(1), &json!(2)));

@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use skiff_fuse_overlay::overlay::{Overlay, ROOT, SetAttr, SetTime, Time};
 
 use crate::cases::load::open_descriptors;
-use crate::fs::{Fs, fill};
+use crate::fs::{Fs, NOBODY_SPECIAL, fill};
 
 fn read(fs: &Fs, node: u64) -> String {
     String::from_utf8(fs.read_handle(Overlay::handle_of_node(node)).unwrap()).unwrap()
@@ -164,4 +164,50 @@ pub(crate) fn few_descriptors_are_enough_for_many_files() {
     drop(nodes);
     assert!(open_descriptors(&root) <= 16 + 5);
     assert_eq!(fs.overlay.inodes(), 1);
+}
+
+pub(crate) fn files_are_made_without_handles() {
+    let fs = Fs::with(
+        1,
+        |lower| fill(&lower[0], &["gone=1", "there=1"]),
+        |config| config.directory_descriptors = Some(16),
+    );
+    let root = fs.upper("").parent().unwrap().to_owned();
+    fs.unlink("gone").unwrap();
+    let create = |name: &str, flags: OFlags| {
+        let name = std::ffi::OsStr::new(name);
+        fs.overlay
+            .create_handleless(&NOBODY_SPECIAL, ROOT, name, 0o200, flags.bits())
+    };
+    let exclusive = OFlags::WRONLY | OFlags::EXCL;
+    let mut nodes = Vec::new();
+    for i in 0..100 {
+        let entry = create(&format!("f{i}"), exclusive).unwrap();
+        let handle = Overlay::handle_of_node(entry.node);
+        fs.overlay.write(handle, 0, b"contents", false).unwrap();
+        assert_eq!(read(&fs, entry.node), "contents");
+        nodes.push(entry.node);
+    }
+    let open = open_descriptors(&root);
+    assert!(open <= 16 + 5, "{open}");
+    assert_eq!(create("f1", exclusive).unwrap_err(), Errno::EXIST);
+    let again = create("f1", OFlags::WRONLY).unwrap();
+    assert_eq!((again.node, again.attr.size), (nodes[1], 8));
+    let emptied = create("there", OFlags::WRONLY | OFlags::TRUNC).unwrap();
+    assert_eq!(emptied.attr.size, 0);
+    let back = create("gone", exclusive).unwrap();
+    assert_eq!(read(&fs, back.node), "");
+    let nameless = fs
+        .overlay
+        .tmpfile_handleless(&NOBODY_SPECIAL, ROOT, 0o600, OFlags::RDWR.bits())
+        .unwrap();
+    let handle = Overlay::handle_of_node(nameless.node);
+    fs.overlay.write(handle, 0, b"tmp", false).unwrap();
+    assert_eq!(read(&fs, nameless.node), "tmp");
+    nodes.extend([again.node, emptied.node, back.node, nameless.node]);
+    for node in nodes {
+        fs.overlay.forget(node, 1);
+    }
+    assert_eq!(fs.overlay.inodes(), 1);
+    assert!(open_descriptors(&root) <= 5);
 }

@@ -86,13 +86,15 @@ fn sow(layer: &Path, entry: &str) -> bool {
 /// Copies what a user sees of the layers to a plain directory.
 fn harvest(fs: &Fs, path: &str, to: &Path) {
     for (name, kind) in fs.list(path).unwrap() {
-        let child = format!("{path}/{name}");
+        let (child, to) = (format!("{path}/{name}"), to.join(&name));
         if kind == rustix::fs::FileType::Directory {
-            fs::create_dir(to.join(&name)).unwrap();
-            harvest(fs, &child, &to.join(&name));
+            fs::create_dir(&to).unwrap();
+            harvest(fs, &child, &to);
         } else {
-            fs::write(to.join(&name), fs.read(&child).unwrap()).unwrap();
+            fs::write(&to, fs.read(&child).unwrap()).unwrap();
         }
+        let mode = fs.stat(&child).unwrap().mode & 0o7777;
+        fs::set_permissions(&to, fs::Permissions::from_mode(mode)).unwrap();
     }
 }
 
@@ -301,7 +303,7 @@ fn compare(seed: &[(usize, String)], ops: &[Op]) {
 
 pub(crate) fn the_overlay_behaves_like_a_plain_directory() {
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 200,
+        cases: 60,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
