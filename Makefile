@@ -2,10 +2,10 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help run stop clean-run build links fmt fmt-check lint layers unit integration test bench deps-test
+.PHONY: help run stop clean-run build links fmt fmt-check lint layers unit posix integration test bench bench-filesystems fuzz deps-test
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ── use it ───────────────────────────────────────────────────────────────────
 run: ## build, start the daemon as an ordinary user, pull an image, run a container
@@ -26,7 +26,7 @@ links:
 	for name in dockerd dockerd-rootless.sh dockerd-rootless-setuptool.sh; do ln -sfn skiffd $$dir/$$name; done
 
 # ── check it ─────────────────────────────────────────────────────────────────
-test: deps-test fmt-check layers lint unit integration ## everything CI runs
+test: deps-test fmt-check layers lint unit posix integration ## everything CI runs
 
 deps-test: ## install what the tests need (as root or with sudo)
 	@scripts/deps-test.sh
@@ -48,8 +48,14 @@ layers: ## dependencies point downward only, and each dangerous crate has one ow
 unit: ## unit tests and the storage drivers' conformance suite
 	@scripts/unit.sh
 
+posix: ## our FUSE overlay under pjdfstest and fsx; PEERS='kernel PROGRAM' adds others, STRESS=1 stress-ng
+	@scripts/posix.sh
+
 integration: ## black-box tests through the docker CLI, bollard and raw sockets; T='FILTER' picks some
 	@scripts/integration.sh $(T)
 
-bench: ## measure start, memory, `docker run` and pulls; ARGS='--compare NAME SOCKET' adds engines
+bench: ## storage drivers and archive engine, then start, memory, `docker run`, pulls; ARGS='--compare NAME SOCKET' adds engines
 	@scripts/bench.sh $(ARGS)
+
+bench-filesystems: ## our FUSE overlay beside the kernel's and fuse-overlayfs; ARGS='--fuse NAME COMMAND' adds more
+	@scripts/bench.sh filesystems $(ARGS)

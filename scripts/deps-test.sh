@@ -9,7 +9,13 @@ need pasta passt
 need crun crun                   # an external OCI runtime
 need nsenter util-linux          # the recipe that enters the daemon's namespaces
 need htpasswd apache2-utils      # a registry with passwords
+need skopeo skopeo               # archives of images, in both directions
+need podman podman               # the same
+need xz xz-utils                 # compressed archives
+need bzip2 bzip2
 need mkfs.ext4 e2fsprogs         # a disk small enough to fill
+need mkfs.btrfs btrfs-progs      # a file system for the btrfs driver, in a file
+[ -e /usr/include/sys/acl.h ] || missing+=(libacl1-dev)    # pjdfstest, see posix.sh
 [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 installed_cli=''
 install_docker_cli

@@ -21,7 +21,9 @@ import tomllib
 DRAWING = {
     "skiff-sys": [],
     "skiff-archive": ["skiff-sys"],
+    "skiff-fuse-overlay": ["skiff-sys"],
     "skiff-graphdrivers": ["skiff-sys", "skiff-archive"],
+    "skiff-storage-bench": ["skiff-sys", "skiff-archive", "skiff-graphdrivers"],
     "skiff-registry-client": [],
     "skiff-store": ["skiff-sys", "skiff-archive", "skiff-graphdrivers", "skiff-registry-client"],
     "skiff-core": ["skiff-sys", "skiff-store", "skiff-graphdrivers", "skiff-archive", "skiff-registry-client"],
@@ -29,7 +31,7 @@ DRAWING = {
     "skiff-network": ["skiff-core", "skiff-sys"],
     "skiff-api": ["skiff-core"],
     "skiffd": ["skiff-api", "skiff-core", "skiff-runtime", "skiff-network", "skiff-store", "skiff-registry-client",
-               "skiff-graphdrivers", "skiff-archive", "skiff-sys"],
+               "skiff-graphdrivers", "skiff-archive", "skiff-fuse-overlay", "skiff-storage-bench", "skiff-sys"],
     # Black-box: it must not be able to agree with our bugs.
     "skiff-integration": [],
 }
@@ -39,6 +41,7 @@ WRAPPERS = {
     "axum": ["skiff-api"],
     "reqwest": ["skiff-registry-client"],
     "libc": ["skiff-sys"],
+    "fuse3": ["skiff-fuse-overlay"],
 }
 
 

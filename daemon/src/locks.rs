@@ -64,6 +64,32 @@ fn same(a: &Path, b: &Path) -> bool {
 }
 
 fn acquire_one(what: &str, directory: &Path) -> Result<FileLock, String> {
+    match take(what, directory)? {
+        Taken::Ours(lock) => Ok(lock),
+        Taken::Theirs(holder) => {
+            let pid = holder.map_or_else(|| "unknown".to_owned(), |holder| holder.pid.to_string());
+            Err(format!(
+                "failed to start daemon, {what} {} is in use: process with PID {pid} is still running",
+                directory.display()
+            ))
+        }
+    }
+}
+
+/// What came of an attempt at one lock.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// It is ours.
+    Ours(FileLock),
+    /// A daemon (its parent, rootless) has it; `None` when the file does not say which.
+    Theirs(Option<ProcessIdentity>),
+}
+
+/// Locks one directory, for a daemon or for a command that no daemon may disturb. Patience as above.
+///
+/// # Errors
+/// The text for the user.
+pub(crate) fn take(what: &str, directory: &Path) -> Result<Taken, String> {
     let path = directory.join(NAME);
     let fail = |error: io::Error| format!("cannot lock {what} {}: {error}", directory.display());
     let begin = Instant::now();
@@ -72,7 +98,7 @@ fn acquire_one(what: &str, directory: &Path) -> Result<FileLock, String> {
             Attempt::Acquired(mut lock) => {
                 let me = ProcessIdentity::current().map_err(fail)?;
                 lock.write(&format!("{me}\n")).map_err(fail)?;
-                return Ok(lock);
+                return Ok(Taken::Ours(lock));
             }
             Attempt::Held(text) => text,
         };
@@ -86,11 +112,7 @@ fn acquire_one(what: &str, directory: &Path) -> Result<FileLock, String> {
             PATIENCE_WITH_THE_DYING
         };
         if begin.elapsed() > patience {
-            let pid = holder.map_or_else(|| "unknown".to_owned(), |holder| holder.pid.to_string());
-            return Err(format!(
-                "failed to start daemon, {what} {} is in use: process with PID {pid} is still running",
-                directory.display()
-            ));
+            return Ok(Taken::Theirs(holder));
         }
         thread::sleep(INTERVAL);
     }

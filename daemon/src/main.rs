@@ -7,13 +7,18 @@
 //! server/         the daemon: sockets, signals, life cycle
 //! wiring.rs       builds the engine out of the crates below; the only place that knows all of them
 //! setuptool.rs    dockerd-rootless-setuptool.sh
+//! fuse.rs         fuse-overlayfs, one overlay mount in user space
 //! init.rs         docker-init, process 1 of containers started with --init
+//! tool/           skiffd storage, skiffd bench: commands that do their work and end
+//! bench/          skiffd bench storage: which storage driver is the fastest here
 //! ```
 //!
-//! Later roles (fuse-overlayfs, storage, bench, doctor) are variants of [`role::Role`] with a module each.
+//! Later roles (doctor) are variants of [`role::Role`] with a module each.
 
+mod bench;
 mod config;
 mod environment;
+mod fuse;
 mod init;
 mod locks;
 mod logging;
@@ -22,6 +27,7 @@ mod role;
 mod rootless;
 mod server;
 mod setuptool;
+mod tool;
 mod wiring;
 
 use std::ffi::OsString;
@@ -46,7 +52,9 @@ fn main() -> ExitCode {
         Role::Daemon => server::run_as_child(&role::program_name(&arguments)),
         Role::Shim(shim_arguments) => wiring::shim(shim_arguments),
         Role::Init(command) => init::run(&command),
+        Role::FuseOverlayfs(words) => fuse::run(&words),
         Role::SetupTool(words) => setuptool::run(&words, &Environment::read()),
+        Role::Tool(words) => tool::run(words, &Environment::read()),
         Role::Parent => start(&arguments),
     }
 }

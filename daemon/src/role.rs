@@ -26,12 +26,21 @@ pub(crate) enum Role {
     Shim(Vec<OsString>),
     /// `dockerd-rootless-setuptool.sh COMMAND`.
     SetupTool(Vec<OsString>),
+    /// `skiffd fuse-overlayfs -o … MOUNTPOINT`, one overlay mount in user space.
+    FuseOverlayfs(Vec<OsString>),
     /// `docker-init -- COMMAND`, process 1 of a container.
     Init(Vec<OsString>),
+    /// `skiffd storage …`, `skiffd bench …`: a command that does its work and ends; the arguments follow the program.
+    Tool(Vec<OsString>),
 }
+
+/// First arguments of [`Role::Tool`].
+pub(crate) const TOOLS: [&str; 2] = ["storage", "bench"];
 
 /// Name of the setup tool.
 const SETUP_TOOL: &str = "dockerd-rootless-setuptool.sh";
+/// Name of the FUSE overlay, and its first argument.
+const FUSE_OVERLAYFS: &str = skiff_fuse_overlay::program::NAME;
 /// Name of the init that is mounted into containers.
 const INIT: &str = "docker-init";
 
@@ -42,12 +51,15 @@ impl Role {
         match program_name(arguments).as_str() {
             SETUP_TOOL => return Self::SetupTool(rest()),
             INIT => return Self::Init(rest()),
+            FUSE_OVERLAYFS => return Self::FuseOverlayfs(rest()),
             _ => {}
         }
         match arguments.get(1).map(OsString::as_os_str).and_then(OsStr::to_str) {
             Some(KEEPER) => Self::Keeper,
             Some(DAEMON) => Self::Daemon,
+            Some(FUSE_OVERLAYFS) => Self::FuseOverlayfs(arguments.iter().skip(2).cloned().collect()),
             Some(SHIM) => Self::Shim(arguments.iter().skip(2).cloned().collect()),
+            Some(word) if TOOLS.contains(&word) => Self::Tool(rest()),
             _ => Self::Parent,
         }
     }
@@ -76,9 +88,19 @@ mod tests {
         );
         assert_eq!(role(&["/x/skiffd", "keeper"]), Role::Keeper);
         assert_eq!(role(&["dockerd", "daemon", "--debug"]), Role::Daemon);
+        for words in [
+            &["/usr/bin/fuse-overlayfs", "-o", "x"][..],
+            &["skiffd", "fuse-overlayfs", "-o", "x"],
+        ] {
+            assert_eq!(role(words), Role::FuseOverlayfs(vec!["-o".into(), "x".into()]));
+        }
         assert_eq!(
             role(&["skiffd", "shim", "a", "b"]),
             Role::Shim(vec!["a".into(), "b".into()])
+        );
+        assert_eq!(
+            role(&["skiffd", "storage", "verify"]),
+            Role::Tool(vec!["storage".into(), "verify".into()])
         );
         assert_eq!(
             role(&["./dockerd-rootless-setuptool.sh", "check"]),

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use crate::environment::Environment;
 use crate::rootless::preflight;
-use crate::rootless::start::{self, Lifeline, Seed};
-use crate::rootless::subids::{IdMaps, User};
+use crate::rootless::start;
 use crate::{complain, print};
 
 const USAGE: &str = "\
@@ -53,16 +52,10 @@ pub(crate) fn run(words: &[OsString], environment: &Environment) -> ExitCode {
 /// Does what a start does up to the namespaces, and takes it back: an attempt tells more than settings do.
 fn check(environment: &Environment) -> ExitCode {
     let result = preflight::check(environment).and_then(|()| {
-        let maps = IdMaps::for_user(&User::current());
-        let lifeline = Lifeline::new().map_err(|error| error.to_string())?;
-        let mut keeper = start::start(Seed::New(&maps), &lifeline).map_err(|error| error.to_string())?;
-        let _ = keeper.child.kill();
-        let _ = keeper.child.wait();
-        Ok(maps
-            .warnings
-            .into_iter()
-            .chain(keeper.warnings)
-            .collect::<Vec<_>>())
+        let mut fresh = start::fresh().map_err(|error| error.to_string())?;
+        let _ = fresh.keeper.child.kill();
+        let _ = fresh.keeper.child.wait();
+        Ok(fresh.warnings)
     });
     match result {
         Ok(warnings) => {

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,12 @@ use skiff_core::Engine;
 use skiff_core::container::{Containers, Neighbours, Settings, StoredFilesystems};
 use skiff_core::events::Events;
 use skiff_core::images::{Images, ImagesConfig};
+use skiff_graphdrivers::{FuseServer, Mounter};
 use skiff_network::{BridgeNetworks, NetworkConfig, UplinkChoice, UplinkPrograms};
 use skiff_registry_client::{Client, ClientConfig, Proxies};
 use skiff_runtime::{RuntimeConfig, ShimRuntime};
-use skiff_store::Store;
+use skiff_store::migrate::Journal;
+use skiff_store::{OversizedIds, Store, StoreOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::Url;
@@ -76,8 +78,9 @@ pub(crate) async fn start(
         BridgeNetworks::new(network_config(config, networking)?).map_err(|error| error.to_string())?;
     // Needed by the first container only; a start does not wait for it.
     networks.prepare();
-    let runtime =
-        ShimRuntime::new(runtime_config(config, namespace.as_ref())).map_err(|error| error.to_string())?;
+    let program = protected_program(config);
+    let runtime = ShimRuntime::new(runtime_config(config, &program, namespace.as_ref()))
+        .map_err(|error| error.to_string())?;
     let images = Images::new(ImagesConfig {
         store: store.clone(),
         client: Client::new(client_config(config)?).map_err(|error| error.to_string())?,
@@ -90,7 +93,11 @@ pub(crate) async fn start(
         container_settings(config),
         Neighbours {
             images: Arc::new(images.clone()),
-            filesystems: Arc::new(StoredFilesystems::new(store, config.exec_root.join("rootfs"))),
+            filesystems: Arc::new(StoredFilesystems::new(
+                store,
+                config.exec_root.join("rootfs"),
+                Mounter::with_fuse_server(FuseServer::Program(crate::fuse::command(program))),
+            )),
             networks: networks.clone(),
             runtime: runtime.clone(),
             events: events.clone(),
@@ -121,6 +128,15 @@ pub(crate) async fn start(
     })
 }
 
+/// What a store is opened with.
+pub(crate) fn store_options(config: &Config) -> StoreOptions {
+    let mut options = StoreOptions::default();
+    if config.squash_oversized_ids {
+        options.apply.oversized_ids = OversizedIds::Squash;
+    }
+    options
+}
+
 /// Chooses the driver by trying, which mounts and writes: on a thread that may block.
 async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
     let (data_root, wanted, options) = (
@@ -128,6 +144,7 @@ async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
         config.storage_driver.clone(),
         config.storage_opts.clone(),
     );
+    let store_options = store_options(config);
     let open = move || -> Result<(Store, Storage), String> {
         let options = options
             .iter()
@@ -137,14 +154,24 @@ async fn open_store(config: &Config) -> Result<(Store, Storage), String> {
                     .ok_or_else(|| format!("--storage-opt {option}: expected NAME=VALUE"))
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let image_root = data_root.join("image");
+        // After a change of driver two of them have state until somebody says that the new one is good.
+        let wanted = match Journal::read(&image_root).map_err(|error| error.to_string())? {
+            Some(journal) => journal
+                .driver_for_daemon(wanted.as_deref())
+                .map(str::to_owned)
+                .map(Some),
+            None => Ok(wanted),
+        }
+        .map_err(|error| error.to_string())?;
         let selected = skiff_graphdrivers::select(&data_root, wanted.as_deref(), &options)
             .map_err(|error| format!("error initializing graphdriver: {error}"))?;
         let storage = Storage {
             driver: selected.driver.name().to_owned(),
-            status: selected.driver.status(),
+            status: selected.status(),
         };
-        let store =
-            Store::open(&data_root.join("image"), selected.driver).map_err(|error| error.to_string())?;
+        let store = Store::open_with(&image_root, selected.driver, store_options)
+            .map_err(|error| error.to_string())?;
         Ok((store, storage))
     };
     tokio::task::spawn_blocking(open)
@@ -173,7 +200,15 @@ fn network_config(config: &Config, networking: Networking) -> Result<NetworkConf
     Ok(network)
 }
 
-fn runtime_config(config: &Config, namespace: Option<&OwnedFd>) -> RuntimeConfig {
+/// The path by which this program starts itself in other roles.
+fn protected_program(config: &Config) -> PathBuf {
+    skiff_runtime::protected_program(&config.exec_root).unwrap_or_else(|error| {
+        tracing::warn!(%error, "a container could overwrite this program's file (CVE-2019-5736): cannot mount it read-only");
+        "/proc/self/exe".into()
+    })
+}
+
+fn runtime_config(config: &Config, program: &Path, namespace: Option<&OwnedFd>) -> RuntimeConfig {
     for (name, runtime) in &config.runtimes {
         if !runtime.args.is_empty() {
             tracing::warn!("runtimeArgs of runtime {name} have no effect in this version");
@@ -189,14 +224,10 @@ fn runtime_config(config: &Config, namespace: Option<&OwnedFd>) -> RuntimeConfig
         .iter()
         .map(|(name, runtime)| (name.clone(), found(&runtime.path)))
         .collect();
-    let program = skiff_runtime::protected_program(&config.exec_root).unwrap_or_else(|error| {
-        tracing::warn!(%error, "a container could overwrite this program's file (CVE-2019-5736): cannot mount it read-only");
-        "/proc/self/exe".into()
-    });
     RuntimeConfig {
         exec_root: config.exec_root.clone(),
-        shim_command: [program.clone().into_os_string(), crate::role::SHIM.into()].to_vec(),
-        init_program: program,
+        shim_command: [program.as_os_str().to_owned(), crate::role::SHIM.into()].to_vec(),
+        init_program: program.to_owned(),
         // Not the keeper's /proc entry: the keeper may be killed and replaced, this descriptor stays.
         keeper_netns: namespace
             .map(|fd| format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()).into()),

@@ -1,6 +1,9 @@
-//! The file system that a directory lies on, by the names Docker prints (`Backing Filesystem`).
+//! What lies below the drivers: the file system of a directory, by the names Docker prints (`Backing Filesystem`), and
+//! the kernel.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// Name of the file system; the magic number in hexadecimal when it is not in the table.
 pub(crate) fn name(path: &Path) -> String {
@@ -15,6 +18,27 @@ pub(crate) fn name(path: &Path) -> String {
         }
         Err(_) => "<unknown>".to_owned(),
     }
+}
+
+/// The kernel's release, as uname(1) prints it.
+pub(crate) fn kernel() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Where the file system that holds `path` is mounted; `path` itself when that cannot be told. For texts only.
+pub(crate) fn mount_point(path: &Path) -> PathBuf {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    deepest(&table, &whole).unwrap_or(whole)
+}
+
+fn deepest(table: &[u8], path: &Path) -> Option<PathBuf> {
+    table
+        .split(|&b| b == b'\n')
+        .filter_map(|line| line.split(|&b| b == b' ').nth(4))
+        .map(|point| PathBuf::from(OsStr::from_bytes(&crate::mounter::unescape(point))))
+        .filter(|point| path.starts_with(point))
+        .max_by_key(|point| point.as_os_str().len())
 }
 
 /// From statfs(2) and the kernel's `magic.h`.
@@ -43,6 +67,15 @@ const MAGIC: [(u64, &str); 19] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_deepest_mount_point_above_is_found() {
+        let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n30 22 0:5 / /a\\040b rw - tmpfs tmpfs rw\n";
+        assert_eq!(deepest(table, Path::new("/a b/c")).unwrap(), Path::new("/a b"));
+        assert_eq!(deepest(table, Path::new("/a bc")).unwrap(), Path::new("/"));
+        assert_eq!(deepest(b"", Path::new("/x")), None);
+        assert_eq!(mount_point(Path::new("/proc/self")), Path::new("/proc"));
+    }
 
     #[test]
     fn proc_is_not_in_the_table_and_gives_its_number() {

@@ -16,17 +16,24 @@ pub use skiff_archive::{ApplyTarget, WhiteoutFormat};
 use skiff_archive::{DiffTree, DiskUsage};
 
 mod backing;
+mod btrfs;
 mod error;
+mod exercise;
+mod fuse_overlayfs;
+mod layered;
 mod mounter;
 mod overlay2;
 mod select;
 mod snapshots;
+mod trial;
 mod vfs;
 
+pub use btrfs::Btrfs;
 pub use error::{Error, ErrorKind, Result};
-pub use mounter::Mounter;
+pub use fuse_overlayfs::FuseOverlayfs;
+pub use mounter::{FuseServer, Mounter};
 pub use overlay2::Overlay2;
-pub use select::{Selected, select};
+pub use select::{Evidence, Selected, drivers, probe, select};
 pub use vfs::Vfs;
 
 /// A storage driver. Methods may block on the disk: call them from a thread that may.
@@ -46,6 +53,19 @@ pub trait GraphDriver: Send + Sync + fmt::Debug {
     /// `AlreadyExists` when `key` is taken; `NotFound` when the parent is not a committed layer;
     /// `TooDeep` beyond `max_depth`, naming the limit.
     fn prepare(&self, key: &ActiveId, parent: Option<&LayerId>, options: &PrepareOptions) -> Result<()>;
+
+    /// Puts an active snapshot that was prepared without parent on top of `parent`, as if it had been prepared there:
+    /// layers of one chain can be unpacked side by side and are stacked in order, each right before its `commit`.
+    /// `root_in_layer` says that the unpacked layer set the root directory's own metadata; without it the root takes
+    /// the parent's. Only for drivers whose [`Capabilities::parallel_apply`] is true.
+    ///
+    /// # Errors
+    /// `NotFound` for the key or when the parent is not a committed layer; `TooDeep`; `InvalidArgument` when the
+    /// snapshot has a parent; `Unsupported` without `parallel_apply`.
+    fn stack(&self, _key: &ActiveId, _parent: &LayerId, _root_in_layer: bool) -> Result<()> {
+        let text = format!("{} cannot unpack layers side by side", self.name());
+        Err(Error::new(ErrorKind::Unsupported, text))
+    }
 
     /// Makes `key` the immutable layer `layer`, atomically.
     ///
@@ -94,8 +114,8 @@ pub trait GraphDriver: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Rows of `GraphDriver.Data` in a container's `inspect`, in Docker's words.
-    fn inspect(&self, _key: &ActiveId) -> Result<Vec<(String, String)>> {
+    /// Rows of `GraphDriver.Data` in the `inspect` of a container or an image, in Docker's words; none is `null` there.
+    fn inspect(&self, _snapshot: SnapshotRef<'_>) -> Result<Vec<(String, String)>> {
         Ok(Vec::new())
     }
 
@@ -163,7 +183,7 @@ pub struct SnapshotInfo {
 /// Disk use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of regular files, each inode once (apparent size, as Docker counts).
+    /// Bytes of regular files and of symbolic links' targets, each inode once (apparent size, as Docker counts).
     pub size: u64,
     /// Inodes.
     pub inodes: u64,
@@ -194,6 +214,21 @@ pub enum Mount {
     },
     /// An overlay.
     Overlay(OverlayMount),
+    /// An overlay by a FUSE file system.
+    Fuse(FuseMount),
+}
+
+/// An overlay served by a process of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FuseMount {
+    /// Topmost first.
+    pub lower: Vec<PathBuf>,
+    /// Upper and work directory; `None` for a read-only mount.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// The program that serves it; `None` is the one in this binary.
+    pub program: Option<PathBuf>,
+    /// Further options, such as `volatile`.
+    pub options: Vec<String>,
 }
 
 /// An overlay mount, as values (no option string).

@@ -2,7 +2,8 @@
 //!
 //! The count is in memory; what is mounted is the kernel's knowledge. So a daemon that was killed finds its mounts
 //! again: the first [`Mounter::mount`] of a target that is mounted already takes it over, and [`Mounter::unmount`] of
-//! one it never mounted still detaches it. Both may be called once too often.
+//! one it never mounted still detaches it. Both may be called once too often. A FUSE mount whose server died is not kept:
+//! the next [`Mounter::mount`] replaces it.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,19 +21,36 @@ use rustix::mount::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::{Mount, OverlayMount};
 
+mod fuse;
 mod mountinfo;
+mod watch;
+
+pub use fuse::FuseServer;
+pub(crate) use fuse::mount_fuse;
+pub(crate) use mountinfo::unescape;
+use watch::Watch;
 
 /// Mounts snapshots and counts references; share one per daemon.
 #[derive(Debug, Default)]
 pub struct Mounter {
     /// One lock a target, so that containers start side by side.
     targets: Mutex<HashMap<PathBuf, Arc<Mutex<usize>>>>,
+    server: FuseServer,
+    watch: Watch,
 }
 
 impl Mounter {
-    /// A mounter that knows of no mounts yet.
+    /// A mounter that knows of no mounts yet. What is served in user space is served by this process.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same with another server of overlays in user space.
+    pub fn with_fuse_server(server: FuseServer) -> Self {
+        Self {
+            server,
+            ..Self::default()
+        }
     }
 
     /// The directory where the snapshot can be used without any mount, if the driver needs none for this.
@@ -52,8 +70,16 @@ impl Mounter {
         let target = resolve(target)?;
         let slot = self.slot(&target);
         let mut count = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if *count == 0 && !adopt(mounts, &target)? {
-            mount_all(mounts, &target)?;
+        let is_fuse = matches!(mounts.last(), Some(Mount::Fuse(_)));
+        let kept = match *count {
+            0 => adopt(mounts, &target)?,
+            _ => !(is_fuse && self.replace_dead(&target)?),
+        };
+        if !kept {
+            mount_all(mounts, &target, &self.server)?;
+        }
+        if is_fuse && (*count == 0 || !kept) {
+            self.watch_server(&target);
         }
         *count += 1;
         Ok(())
@@ -75,6 +101,7 @@ impl Mounter {
             *count -= 1;
             return Ok(());
         }
+        self.watch.remove(&target);
         detach(&target)?;
         *count = 0;
         drop(count);
@@ -89,6 +116,26 @@ impl Mounter {
         let slot = targets.get(&target).cloned();
         drop(targets);
         slot.map_or(0, |slot| *slot.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes a FUSE mount away that nobody serves any more; whoever uses it keeps getting errors.
+    fn replace_dead(&self, target: &Path) -> Result<bool> {
+        if fuse::is_alive(target) {
+            return Ok(false);
+        }
+        tracing::warn!(target = %target.display(), "replacing a mount whose server died");
+        self.watch.remove(target);
+        detach(target)?;
+        Ok(true)
+    }
+
+    /// From now on the death of the server is logged. Nothing else depends on it.
+    fn watch_server(&self, target: &Path) {
+        if let Some((pid, process)) = fuse::server_of(target)
+            && let Err(error) = self.watch.add(target, pid, process)
+        {
+            tracing::warn!(target = %target.display(), %error, "cannot watch the server of a FUSE mount");
+        }
     }
 
     fn slot(&self, target: &Path) -> Arc<Mutex<usize>> {
@@ -159,8 +206,13 @@ fn adopt(mounts: &[Mount], target: &Path) -> Result<bool> {
     let Some(found) = mounted(target)? else {
         return Ok(false);
     };
-    let wanted = matches!(mounts.last(), Some(Mount::Overlay(_)));
-    if wanted == (found == "overlay") {
+    let same = match mounts.last() {
+        Some(Mount::Overlay(_)) => found == "overlay",
+        Some(Mount::Fuse(_)) => found.starts_with("fuse") && fuse::is_alive(target),
+        // What is bound may be on anything; those two it is not, for nobody binds a mount of ours.
+        _ => found != "overlay" && !found.starts_with("fuse."),
+    };
+    if same {
         tracing::debug!(target = %target.display(), "took over a mount of an earlier daemon");
         return Ok(true);
     }
@@ -181,7 +233,7 @@ pub(crate) fn mounted(target: &Path) -> Result<Option<String>> {
     mountinfo::file_system_at(target).map_err(|error| Error::io("read /proc/self/mountinfo", error))
 }
 
-fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
+fn mount_all(mounts: &[Mount], target: &Path, server: &FuseServer) -> Result<()> {
     if mounts.is_empty() {
         return Err(Error::invalid("nothing to mount"));
     }
@@ -191,6 +243,7 @@ fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
             Mount::Overlay(overlay) => {
                 mount_overlay(overlay, target).map_err(|failure| failure.into_error(target))
             }
+            Mount::Fuse(fuse) => mount_fuse(server, fuse, target),
         };
         if let Err(error) = outcome {
             for _ in 0..done {
@@ -354,16 +407,6 @@ fn mount_by_options(overlay: &OverlayMount, target: &Path) -> Result<(), MountFa
 
 /// The options in one string of less than a page.
 fn option_string(overlay: &OverlayMount) -> Result<Vec<u8>, Errno> {
-    use std::os::unix::ffi::OsStrExt;
-    // A colon separates lower directories and a comma options; a backslash keeps either.
-    let escaped = |path: &Path| -> Vec<u8> {
-        let special = |b: &u8| matches!(b, b':' | b',' | b'\\');
-        path.as_os_str()
-            .as_bytes()
-            .iter()
-            .flat_map(|b| special(b).then_some(b'\\').into_iter().chain([*b]))
-            .collect()
-    };
     let lower: Vec<Vec<u8>> = overlay.lower.iter().map(|path| escaped(path)).collect();
     let mut options = vec![[b"lowerdir=".to_vec(), lower.join(&b':')].concat()];
     if let Some((upper, work)) = &overlay.upper {
@@ -379,6 +422,17 @@ fn option_string(overlay: &OverlayMount) -> Result<Vec<u8>, Errno> {
         return Err(Errno::TOOBIG);
     }
     Ok(data)
+}
+
+/// A path in a list of options: a colon separates lower directories and a comma options; a backslash keeps either.
+fn escaped(path: &Path) -> Vec<u8> {
+    use std::os::unix::ffi::OsStrExt;
+    let special = |b: &u8| matches!(b, b':' | b',' | b'\\');
+    path.as_os_str()
+        .as_bytes()
+        .iter()
+        .flat_map(|b| special(b).then_some(b'\\').into_iter().chain([*b]))
+        .collect()
 }
 
 /// The deepest directory above all directories of a mount.

@@ -1,14 +1,28 @@
 //! Which driver a daemon uses (requirements I5): what was asked for, else what was used before, else the first in
 //! order of priority that works here, found by trying.
+//!
+//! ```text
+//!  --storage-driver / DOCKER_DRIVER ─▶ that one, or an error
+//!  <data root>/<driver>/ not empty  ─▶ that one, or an error; two of them are an error; vfs never counts
+//!  otherwise                        ─▶ overlay2, btrfs (data root on btrfs), fuse-overlayfs, vfs
+//! ```
+//!
+//! Each refusal is a sentence with its evidence, and the choice of a lesser driver repeats the refusals of the better.
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::btrfs::Btrfs;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fuse_overlayfs::FuseOverlayfs;
 use crate::overlay2::Overlay2;
 use crate::vfs::Vfs;
-use crate::{GraphDriver, overlay2, vfs};
+use crate::{GraphDriver, btrfs, fuse_overlayfs, overlay2, vfs};
+
+mod options;
+
+use options::StorageOptions;
 
 /// A driver that was chosen.
 #[derive(Debug)]
@@ -19,21 +33,83 @@ pub struct Selected {
     pub reason: String,
 }
 
+impl Selected {
+    /// Rows for `docker info`: the driver's own, and for the last resort why it had to be that.
+    pub fn status(&self) -> Vec<(String, String)> {
+        let mut rows = self.driver.status();
+        if self.driver.name() == vfs::NAME {
+            rows.push((String::from("Selected Because"), self.reason.clone()));
+        }
+        rows
+    }
+}
+
+/// What a trial of a driver found, when it works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// The driver.
+    pub driver: &'static str,
+    /// One sentence: what works, on which file system and kernel.
+    pub finding: String,
+    /// What could be better, each with its remedy.
+    pub notes: Vec<String>,
+}
+
+/// A driver that there is. A new one is a line in [`DRIVERS`].
+struct Driver {
+    name: &'static str,
+    /// Tries it out in a data root and leaves nothing behind.
+    probe: fn(&Path) -> Result<Evidence>,
+    /// Tries it out, then opens or makes its directory.
+    open: Open,
+}
+
+/// Opens a driver in its directory with its options.
 type Open = fn(&Path, &[(&str, &str)]) -> Result<Arc<dyn GraphDriver>>;
 
-/// The drivers there are, in order of priority. A new one is a line here.
-const DRIVERS: [(&str, Open); 2] = [
-    (overlay2::NAME, |root, options| {
-        Ok(Arc::new(Overlay2::open(root, options)?))
-    }),
-    (vfs::NAME, |root, options| Ok(Arc::new(Vfs::open(root, options)?))),
+/// In order of priority.
+const DRIVERS: [Driver; 4] = [
+    Driver {
+        name: overlay2::NAME,
+        probe: overlay2::probe,
+        open: |root, options| Ok(Arc::new(Overlay2::open(root, options)?)),
+    },
+    Driver {
+        name: btrfs::NAME,
+        probe: btrfs::probe,
+        open: |root, options| Ok(Arc::new(Btrfs::open(root, options)?)),
+    },
+    Driver {
+        name: fuse_overlayfs::NAME,
+        probe: fuse_overlayfs::probe,
+        open: |root, options| Ok(Arc::new(FuseOverlayfs::open(root, options)?)),
+    },
+    Driver {
+        name: vfs::NAME,
+        probe: vfs::probe,
+        open: |root, options| Ok(Arc::new(Vfs::open(root, options)?)),
+    },
 ];
 
 /// Names whose directories show that some engine has used this data root. vfs never counts, as with Docker.
-const PRIOR: [&str; 4] = [overlay2::NAME, "fuse-overlayfs", "btrfs", "zfs"];
+const PRIOR: [&str; 4] = [overlay2::NAME, fuse_overlayfs::NAME, btrfs::NAME, "zfs"];
 
 /// Drivers that Docker has removed.
 const REMOVED: [&str; 3] = ["aufs", "devicemapper", "overlay"];
+
+/// The drivers there are, in order of priority.
+pub fn drivers() -> impl Iterator<Item = &'static str> {
+    DRIVERS.iter().map(|driver| driver.name)
+}
+
+/// Tries one driver out on the file system of `data_root`, which need not exist yet, and leaves nothing behind: for those
+/// who want to know without using it.
+///
+/// # Errors
+/// `InvalidArgument` for an unknown or removed driver; `Unsupported` with the evidence when it does not work here; `Io`.
+pub fn probe(data_root: &Path, name: &str) -> Result<Evidence> {
+    (find(name)?.probe)(data_root)
+}
 
 /// Chooses and opens a driver in `<data_root>/<driver>/`. `options` are the `--storage-opt` pairs.
 ///
@@ -43,65 +119,67 @@ const REMOVED: [&str; 3] = ["aufs", "devicemapper", "overlay"];
 /// `InvalidArgument` for an unknown or removed driver or an unknown option, and when two drivers have left state;
 /// `Unsupported` with the evidence when the driver does not work here; `Io`.
 pub fn select(data_root: &Path, requested: Option<&str>, options: &[(&str, &str)]) -> Result<Selected> {
+    let options = StorageOptions::parse(options)?;
     if let Some(name) = requested.filter(|name| !name.is_empty()) {
         tracing::info!("[graphdriver] trying configured driver: {name}");
-        let driver = open(data_root, name, options)?;
-        return Ok(Selected {
-            driver,
-            reason: format!("{name} was configured"),
-        });
+        let driver = find(name)?;
+        let driver = (driver.open)(&data_root.join(name), &options.all_for(driver.name)?)?;
+        let reason = format!("{name} was configured");
+        return Ok(chosen(driver, reason));
     }
     match &prior_drivers(data_root)?[..] {
-        [] => by_priority(data_root, options),
+        [] => by_priority(data_root, &options),
         [name] => {
-            let driver = open(data_root, name, options).map_err(|error| {
+            let failed = |error: Error| {
                 let kind = error.kind();
                 Error::new(kind, format!("[graphdriver] prior storage driver {name} failed")).caused_by(error)
-            })?;
+            };
+            let driver = find(name).map_err(failed)?;
+            let driver =
+                (driver.open)(&data_root.join(name), &options.own_of(driver.name)).map_err(failed)?;
             let reason = format!("[graphdriver] using prior storage driver: {name}");
             tracing::info!("{reason}");
-            Ok(Selected { driver, reason })
+            options.warn_of_unused(name);
+            Ok(chosen(driver, reason))
         }
         several => Err(Error::invalid(format!(
-            "{} contains several valid graphdrivers: {}; cleanup or explicitly choose storage driver (-s <DRIVER>)",
+            "{} contains several valid graphdrivers: {}; cleanup or explicitly choose storage driver (-s <DRIVER>); \
+             `skiffd storage migrate --to DRIVER` moves everything to one",
             data_root.display(),
             several.join(", ")
         ))),
     }
 }
 
-fn open(data_root: &Path, name: &str, options: &[(&str, &str)]) -> Result<Arc<dyn GraphDriver>> {
+fn find(name: &str) -> Result<&'static Driver> {
     if REMOVED.contains(&name) {
         return Err(Error::invalid(format!(
             "[graphdriver] ERROR: the {name} storage-driver has been deprecated and removed; visit \
              https://docs.docker.com/go/storage-driver/ for more information"
         )));
     }
-    match DRIVERS.iter().find(|(known, _)| *known == name) {
-        Some((_, open)) => open(&data_root.join(name), options),
-        None => {
-            let known: Vec<&str> = DRIVERS.iter().map(|(name, _)| *name).collect();
-            Err(Error::invalid(format!(
-                "unknown storage driver {name:?}; there are: {}",
-                known.join(", ")
-            )))
-        }
-    }
+    DRIVERS.iter().find(|driver| driver.name == name).ok_or_else(|| {
+        let known: Vec<&str> = drivers().collect();
+        Error::invalid(format!(
+            "unknown storage driver {name:?}; there are: {}",
+            known.join(", ")
+        ))
+    })
 }
 
-fn by_priority(data_root: &Path, options: &[(&str, &str)]) -> Result<Selected> {
+fn by_priority(data_root: &Path, options: &StorageOptions<'_>) -> Result<Selected> {
     let mut refusals: Vec<String> = Vec::new();
-    for (name, _) in DRIVERS {
-        // An option for one driver must not keep another from being tried, so vfs, the last resort, gets none.
-        let options = if name == vfs::NAME { &[] } else { options };
-        match open(data_root, name, options) {
+    for candidate in &DRIVERS {
+        let name = candidate.name;
+        match (candidate.open)(&data_root.join(name), &options.own_of(name)) {
             Ok(driver) => {
                 let reason = match refusals.is_empty() {
                     true => format!("{name} works here"),
                     false => format!("{name}, because others do not work here: {}", refusals.join("; ")),
                 };
                 tracing::info!("[graphdriver] using storage driver {reason}");
-                return Ok(Selected { driver, reason });
+                options.warn_of_unused(name);
+                return Ok(chosen(driver, reason));
             }
             Err(error) if error.kind() == ErrorKind::Unsupported => {
                 tracing::info!("[graphdriver] {error}");
@@ -114,6 +192,21 @@ fn by_priority(data_root: &Path, options: &[(&str, &str)]) -> Result<Selected> {
         ErrorKind::Unsupported,
         format!("no supported storage driver found: {}", refusals.join("; ")),
     ))
+}
+
+fn chosen(driver: Arc<dyn GraphDriver>, reason: String) -> Selected {
+    if driver.name() == vfs::NAME {
+        let rows: Vec<String> = driver
+            .status()
+            .into_iter()
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect();
+        tracing::warn!(
+            "vfs makes each layer and each container a whole copy ({})",
+            rows.join(", ")
+        );
+    }
+    Selected { driver, reason }
 }
 
 /// Drivers whose directory is there and not empty.

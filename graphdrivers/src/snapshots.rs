@@ -42,7 +42,12 @@ pub(crate) struct Snapshots {
     index: Mutex<Index>,
     /// Held while the trash is emptied: two of them would trip over each other.
     purging: Mutex<()>,
+    /// Removes what lies in the trash; gives the bytes, as far as known.
+    discard: Discard,
 }
+
+/// Removes a directory and everything in it.
+pub(crate) type Discard = fn(&Path) -> Result<u64>;
 
 type Index = HashMap<SnapshotKey, Node>;
 
@@ -68,6 +73,13 @@ pub(crate) struct Reservation<'a> {
 impl Snapshots {
     /// Opens the directory of a driver, or makes it.
     pub(crate) fn open(driver: &'static str, root: &Path) -> Result<Self> {
+        Self::open_with(driver, root, |path| {
+            skiff_archive::remove_tree(path).map_err(archive_error)
+        })
+    }
+
+    /// The same for a driver whose snapshots hold something that must be removed in another way.
+    pub(crate) fn open_with(driver: &'static str, root: &Path, discard: Discard) -> Result<Self> {
         make_directory(root, 0o710)?;
         check_format(driver, root)?;
         for name in [STAGING, TRASH] {
@@ -78,6 +90,7 @@ impl Snapshots {
             root: root.to_owned(),
             index: Mutex::new(Index::new()),
             purging: Mutex::new(()),
+            discard,
         };
         this.clear_staging()?;
         *this.index() = this.load()?;
@@ -172,9 +185,7 @@ impl Snapshots {
         };
         reservation.stage = self.fresh_directory(STAGING)?;
         if let Some(parent) = parent {
-            let link = reservation.stage.join(PARENT);
-            symlink(Path::new("..").join(parent.hex()), &link)
-                .map_err(|error| Error::io(format!("symlink {}", link.display()), error))?;
+            link_parent(&reservation.stage, parent)?;
         }
         Ok(reservation)
     }
@@ -206,6 +217,32 @@ impl Snapshots {
             }
             _ => Ok(depth),
         }
+    }
+
+    /// Gives an active snapshot without parent the parent `parent`. `before` runs on the directories of both, right
+    /// before the one step that counts: the making of the link.
+    pub(crate) fn stack(
+        &self,
+        key: &ActiveId,
+        parent: &LayerId,
+        max_depth: Option<usize>,
+        before: impl FnOnce(&Path, &Path) -> Result<()>,
+    ) -> Result<()> {
+        let mut index = self.index();
+        let snapshot = SnapshotKey::Active(key.clone());
+        if let Some(found) = &ready(&index, SnapshotRef::Active(key))?.parent {
+            return Err(Error::invalid(format!("snapshot {key} lies on layer {found}")));
+        }
+        let depth = self.check_parent(&index, Some(parent), max_depth)?;
+        let path = self.path_of(&snapshot);
+        before(&path, &self.path_of(&SnapshotKey::Layer(parent.clone())))?;
+        link_parent(&path, parent)?;
+        adopt(&mut index, Some(parent), 1);
+        if let Some(node) = index.get_mut(&snapshot) {
+            node.parent = Some(parent.clone());
+            node.depth = depth;
+        }
+        Ok(())
     }
 
     /// Makes an active snapshot a layer. `before` runs on its directory right before the rename.
@@ -343,7 +380,7 @@ impl Snapshots {
         let _one = self.purging.lock().unwrap_or_else(PoisonError::into_inner);
         let mut freed = 0;
         for path in read_dir(&self.root.join(TRASH))? {
-            match skiff_archive::remove_tree(&path) {
+            match (self.discard)(&path) {
                 Ok(bytes) => freed += bytes,
                 // A mount inside that nobody took down must not keep the rest from being freed.
                 Err(error) => tracing::warn!(path = %path.display(), %error, "cannot empty the trash"),
@@ -492,6 +529,12 @@ fn key_of(name: &str) -> Option<SnapshotKey> {
     }
 }
 
+fn link_parent(snapshot: &Path, parent: &LayerId) -> Result<()> {
+    let link = snapshot.join(PARENT);
+    symlink(Path::new("..").join(parent.hex()), &link)
+        .map_err(|error| Error::io(format!("symlink {}", link.display()), error))
+}
+
 fn read_parent(snapshot: &Path) -> Result<Option<LayerId>> {
     let link = snapshot.join(PARENT);
     let damaged = |target: &Path| {
@@ -565,7 +608,7 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<()> {
         .map_err(|error| Error::io(format!("mkdir {}", path.display()), error))
 }
 
-fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
     let failed = |error| Error::io(format!("read directory {}", path.display()), error);
     fs::read_dir(path)
         .map_err(failed)?
@@ -583,7 +626,8 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     outcome.map_err(|error| Error::io(format!("rename {} to {}", from.display(), to.display()), error))
 }
 
-fn unique_name() -> String {
+/// A name that nobody else has.
+pub(crate) fn unique_name() -> String {
     // Each RandomState is seeded anew from the system's random numbers.
     format!("{:016x}", RandomState::new().build_hasher().finish())
 }

@@ -4,17 +4,20 @@
 //!  vfs/<snapshot>/dir      the whole tree
 //! ```
 //!
-//! Where the file system can share blocks between files a copy costs inodes only.
+//! Where the file system can share blocks between files (btrfs, XFS, bcachefs) a copy costs inodes only.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use skiff_archive::{ApplyTarget, DiffTree, WhiteoutFormat};
 
+use crate::backing::{self, kernel};
 use crate::error::{Error, Result};
+use crate::select::Evidence;
 use crate::snapshots::{Snapshots, archive_error};
+use crate::trial::Trial;
 use crate::{
     Access, ActiveId, Capabilities, CleanupReport, DiffSource, GraphDriver, LayerId, Mount, PrepareOptions,
     SnapshotInfo, SnapshotKey, SnapshotRef, Usage,
@@ -29,6 +32,41 @@ const CONTENT: &str = "dir";
 #[derive(Debug)]
 pub struct Vfs {
     snapshots: Snapshots,
+    /// Whether copies share their blocks with the original.
+    reflinks: bool,
+    backing: String,
+}
+
+/// Says what copies cost below `data_root`; leaves nothing behind.
+pub(crate) fn probe(data_root: &Path) -> Result<Evidence> {
+    let (reflinks, backing) = try_sharing(data_root)?;
+    let (finding, notes) = if reflinks {
+        ("copies share their blocks", Vec::new())
+    } else {
+        let note = format!(
+            "each layer and each container takes the room of the whole image; {backing} cannot share blocks, btrfs and \
+             XFS can"
+        );
+        ("copies work", vec![note])
+    };
+    Ok(Evidence {
+        driver: NAME,
+        finding: format!("{finding} on {backing}, kernel {}", kernel()),
+        notes,
+    })
+}
+
+/// Whether FICLONE works, and on what.
+fn try_sharing(data_root: &Path) -> Result<(bool, String)> {
+    let trial = Trial::begin(data_root, NAME)?;
+    let failed = |error| Error::io(format!("write to {}", trial.path().display()), error);
+    let (from, to) = (trial.path().join("from"), trial.path().join("to"));
+    fs::write(&from, vec![1; 8192]).map_err(failed)?;
+    let shared = rustix::fs::ioctl_ficlone(
+        File::create(to).map_err(failed)?,
+        File::open(from).map_err(failed)?,
+    );
+    Ok((shared.is_ok(), backing::name(trial.path())))
 }
 
 impl Vfs {
@@ -43,8 +81,11 @@ impl Vfs {
                 _ => Error::invalid(format!("unknown option {key} for vfs")),
             });
         }
+        let (reflinks, backing) = try_sharing(root.parent().unwrap_or(Path::new("/")))?;
         Ok(Self {
             snapshots: Snapshots::open(NAME, root)?,
+            reflinks,
+            backing,
         })
     }
 
@@ -74,8 +115,17 @@ impl GraphDriver for Vfs {
         }
     }
 
+    /// Docker has no rows here.
     fn status(&self) -> Vec<(String, String)> {
-        Vec::new()
+        let reflinks = if self.reflinks {
+            "true"
+        } else {
+            "false (every copy takes its whole size)"
+        };
+        vec![
+            (String::from("Backing Filesystem"), self.backing.clone()),
+            (String::from("Reflinks"), reflinks.to_owned()),
+        ]
     }
 
     fn prepare(&self, key: &ActiveId, parent: Option<&LayerId>, options: &PrepareOptions) -> Result<()> {
@@ -157,13 +207,18 @@ impl GraphDriver for Vfs {
     }
 }
 
-/// Makes the root directory of a new tree. Mode and owner are what Docker gives it; the process's umask has no say.
+/// Makes the root directory of a new tree.
 pub(crate) fn make_root(path: &Path, owner: Option<(u32, u32)>) -> Result<()> {
-    let failed = |operation: &str, error| Error::io(format!("{operation} {}", path.display()), error);
     fs::DirBuilder::new()
         .mode(0o755)
         .create(path)
-        .map_err(|e| failed("mkdir", e))?;
+        .map_err(|error| Error::io(format!("mkdir {}", path.display()), error))?;
+    set_root(path, owner)
+}
+
+/// Gives the root directory of a new tree the mode and owner that Docker gives it; the process's umask has no say.
+pub(crate) fn set_root(path: &Path, owner: Option<(u32, u32)>) -> Result<()> {
+    let failed = |operation: &str, error| Error::io(format!("{operation} {}", path.display()), error);
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(|e| failed("chmod", e))?;
     if let Some((uid, gid)) = owner {
         chown(path, Some(uid), Some(gid)).map_err(|e| failed("chown", e))?;

@@ -71,7 +71,8 @@ fn two_priors_and_unknown_names_are_refused_in_dockers_words() {
     let error = select(root.path(), None, &[]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     let expected = format!(
-        "{} contains several valid graphdrivers: overlay2, btrfs; cleanup or explicitly choose storage driver (-s <DRIVER>)",
+        "{} contains several valid graphdrivers: overlay2, btrfs; cleanup or explicitly choose storage driver (-s <DRIVER>); \
+         `skiffd storage migrate --to DRIVER` moves everything to one",
         root.path().display()
     );
     assert_eq!(error.to_string(), expected);
@@ -83,7 +84,7 @@ fn two_priors_and_unknown_names_are_refused_in_dockers_words() {
     }
     let error = select(root.path(), Some("zfs"), &[]).unwrap_err().to_string();
     assert!(
-        error.contains("unknown storage driver \"zfs\"") && error.contains("overlay2, vfs"),
+        error.contains("unknown storage driver \"zfs\"") && error.contains("overlay2, btrfs"),
         "{error}"
     );
     // A prior driver that is not there is an error too: its images would silently be gone.
@@ -106,6 +107,8 @@ fn options_are_checked_by_the_driver_they_are_given_to() {
             "overlay2: unknown option btrfs.min_space",
         ),
         ("vfs", "vfs.what", "unknown option vfs.what for vfs"),
+        ("overlay2", "overlay.mountopt", "did you mean overlay2.mountopt?"),
+        ("overlay2", "overley2.mountopt", "did you mean overlay2.mountopt?"),
     ] {
         let error = select(root.path(), Some(driver), &[(option, "1")]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);

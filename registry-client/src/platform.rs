@@ -114,9 +114,12 @@ impl Platform {
             &other.architecture().to_string(),
             variant,
         );
-        self.preferences()
-            .iter()
-            .position(|candidate| *candidate == other)
+        self.fitness(&other)
+    }
+
+    /// How well an image for `other` runs on this platform: 0 is best; `None` when it does not run.
+    pub fn fitness(&self, other: &Self) -> Option<usize> {
+        self.preferences().iter().position(|candidate| candidate == other)
     }
 }
 

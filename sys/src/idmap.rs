@@ -119,6 +119,19 @@ pub fn rootless_map(own: u32, ranges: &[IdRange]) -> Vec<MapLine> {
     map
 }
 
+/// The lines of `/proc/PID/uid_map` or `gid_map`; what is no line of a map is left out.
+pub fn parse_map(text: &str) -> Vec<MapLine> {
+    let line = |line: &str| {
+        let mut words = line.split_ascii_whitespace().map(|word| word.parse().ok());
+        Some(MapLine {
+            inside: words.next()??,
+            outside: words.next()??,
+            count: words.next()??,
+        })
+    };
+    text.lines().filter_map(line).collect()
+}
+
 /// How many ids a map has.
 pub fn mapped_ids(map: &[MapLine]) -> u64 {
     map.iter().map(|line| u64::from(line.count)).sum()
@@ -159,6 +172,18 @@ mod tests {
         assert_eq!(IdRange::new(1, u32::MAX), None);
         assert!(IdRange::new(0, u32::MAX).is_some());
         assert_eq!(parse_subid_file("u:4294967290:65536", Some("u"), 1), []);
+    }
+
+    #[test]
+    fn a_map_is_read_as_the_kernel_prints_it() {
+        let text = "         0       1000          1\n         1     231072      65536\nrubbish\n";
+        let map = parse_map(text);
+        assert_eq!(map.len(), 2);
+        assert_eq!(
+            (map[1].inside, map[1].outside, map[1].count),
+            (1, 231_072, 65_536)
+        );
+        assert_eq!(parse_map(&map_text(&map)), map);
     }
 
     #[test]

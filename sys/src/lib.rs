@@ -3,7 +3,10 @@
 //!
 //! Called by every other crate; depends on none of them.
 
+pub mod btrfs;
+pub mod contents;
 pub mod fsio;
+pub mod fuse;
 pub mod heap;
 pub mod identity;
 pub mod idmap;

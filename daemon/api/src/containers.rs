@@ -96,7 +96,8 @@ pub(crate) async fn inspect(State(app): State<App>, Path(id): Path<String>, para
     } else {
         None
     };
-    Ok(answer::ok(&wire::container::Inspect::new(&view, size)))
+    let graph = app.engine.containers.graph_data(&view.record).await;
+    Ok(answer::ok(&wire::container::Inspect::new(&view, size, &graph)))
 }
 
 /// `docker start`.

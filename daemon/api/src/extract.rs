@@ -49,6 +49,12 @@ impl Params {
             .map_or("", |(_, value)| value)
     }
 
+    /// All values of `name`, in order.
+    pub(crate) fn all(&self, name: &str) -> Vec<String> {
+        let of_name = self.0.iter().filter(|(key, _)| key == name);
+        of_name.map(|(_, value)| value.clone()).collect()
+    }
+
     /// The value of `name`, `None` when absent or empty.
     pub(crate) fn optional(&self, name: &str) -> Option<String> {
         Some(self.text(name))
@@ -157,12 +163,33 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         check_content_type(&parts)?;
-        let body = Limited::new(body, MAX_JSON)
-            .collect()
-            .await
-            .map_err(|error| ApiError::invalid(format!("cannot read the request body: {error}")))?;
-        parse_json(&body.to_bytes()).map(Self)
+        parse_json(&whole(body).await?).map(Self)
     }
+}
+
+/// A JSON body that may be missing, empty or `null`.
+#[derive(Debug)]
+pub(crate) struct OptionalJsonBody<T>(pub(crate) Option<T>);
+
+impl<T: DeserializeOwned> OptionalJsonBody<T> {
+    /// Reads it. A body without content type is taken for none when there is nothing in it.
+    pub(crate) async fn read(request: Request) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = whole(body).await?;
+        if bytes.trim_ascii().is_empty() {
+            return Ok(Self(None));
+        }
+        check_content_type(&parts)?;
+        parse_json(&bytes).map(Self)
+    }
+}
+
+async fn whole(body: axum::body::Body) -> Result<bytes::Bytes, ApiError> {
+    let body = Limited::new(body, MAX_JSON)
+        .collect()
+        .await
+        .map_err(|error| ApiError::invalid(format!("cannot read the request body: {error}")))?;
+    Ok(body.to_bytes())
 }
 
 /// Whether the request has a body, as far as its head tells.
@@ -368,6 +395,7 @@ mod tests {
         assert!(params.flag("a") && params.flag("e"));
         assert!(!params.flag("b") && !params.flag("c") && !params.flag("d") && !params.flag("absent"));
         assert_eq!(params.text("e"), "x y z");
+        assert_eq!(Params::parse("names=a&x=1&names=b").all("names"), ["a", "b"]);
         assert_eq!(params.integer("n").unwrap(), Some(-3));
         assert_eq!(params.integer("absent").unwrap(), None);
         let error = params.integer("bad").unwrap_err().into_inner();

@@ -1,6 +1,6 @@
 //! `/images`.
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -10,14 +10,15 @@ use serde_json::json;
 use skiff_core::images::{Progress, PullRequest, Removal};
 use skiff_core::{Credentials, Error, Result};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::answer::{self, JSON};
 use crate::error::{Answer, ApiError};
 use crate::extract::{ApiVersion, Gone, Params};
-use crate::{App, progress, wire};
+use crate::{App, progress, tarballs, wire};
 
 /// How many progress messages may wait for a slow client.
-const PROGRESS_BACKLOG: usize = 64;
+pub(crate) const PROGRESS_BACKLOG: usize = 64;
 
 /// `docker images`.
 pub(crate) async fn list(State(app): State<App>, params: Params, version: ApiVersion) -> Answer {
@@ -32,11 +33,9 @@ pub(crate) async fn list(State(app): State<App>, params: Params, version: ApiVer
 /// `docker image inspect`.
 pub(crate) async fn inspect(State(app): State<App>, Path(name): Path<String>, version: ApiVersion) -> Answer {
     let image = app.engine.images.find(&name)?;
-    Ok(answer::ok(&wire::image::Inspect::new(
-        &image,
-        &app.engine.facts.storage_driver,
-        version,
-    )))
+    let graph = app.engine.images.graph_data(&image);
+    let driver = wire::image::GraphDriver::new(&app.engine.facts.storage_driver, &graph);
+    Ok(answer::ok(&wire::image::Inspect::new(&image, driver, version)))
 }
 
 /// `docker history`.
@@ -72,17 +71,17 @@ pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>, par
     Ok(answer::ok(&lines))
 }
 
-/// `docker pull`. Until the first message an error has a status of its own; after it, it is a line of the stream.
+/// `docker pull`, and with `fromSrc` `docker import`. Until the first message an error has a status of its own; after it, it
+/// is a line of the stream.
 pub(crate) async fn create(
     State(app): State<App>,
     params: Params,
     headers: HeaderMap,
     Gone(gone): Gone,
+    request: Request,
 ) -> Answer {
     if !params.text("fromSrc").is_empty() {
-        return Err(
-            Error::not_implemented("POST /images/create with fromSrc is not supported by skiff yet").into(),
-        );
+        return tarballs::import(&app, &params, gone, request.into_body()).await;
     }
     let request = PullRequest {
         reference: pull_reference(params.text("fromImage"), params.text("tag"))?,
@@ -91,42 +90,66 @@ pub(crate) async fn create(
     };
     let (sender, progress) = mpsc::channel(PROGRESS_BACKLOG);
     let images = app.engine.images.clone();
-    let mut pull = Pull {
-        work: Some(Box::pin(async move { images.pull(request, sender).await })),
-        progress,
-    };
-    let first = tokio::select! {
-        first = pull.next() => first,
-        // Nobody reads the answer, but dropping the pull ends it.
-        () = gone.cancelled() => return Err(Error::unavailable("the client has left").into()),
-    };
-    let first = match first {
-        Some(Step::Progress(message)) => Some(progress::line(&message)),
-        Some(Step::Failed(error)) => return Err(error.into()),
-        None => None,
-    };
-    let lines = stream::iter(first)
-        .chain(pull.lines())
-        .take_until(Box::pin(gone.cancelled_owned()));
-    Ok(answer::stream(JSON, lines))
+    let work = Work::new(async move { images.pull(request, sender).await }, progress);
+    work.answer("pull", gone).await
 }
 
-/// A pull that makes progress while its messages are read.
-struct Pull {
+/// A pull, load or import that makes progress while its messages are read.
+pub(crate) struct Work {
     work: Option<BoxFuture<'static, Result<()>>>,
     progress: mpsc::Receiver<Progress>,
 }
 
-/// What comes out of a pull.
+/// What comes out of it.
 #[derive(Debug)]
-enum Step {
+pub(crate) enum Step {
     Progress(Progress),
     Failed(Error),
 }
 
-impl Pull {
-    /// The next message, or the error that ended the pull after all its messages.
-    async fn next(&mut self) -> Option<Step> {
+impl Step {
+    /// A line of the stream.
+    pub(crate) fn line(&self, what: &str) -> Bytes {
+        match self {
+            Self::Progress(message) => progress::line(message),
+            Self::Failed(error) => {
+                tracing::warn!(%error, "{what} failed");
+                progress::error_line(error)
+            }
+        }
+    }
+}
+
+impl Work {
+    pub(crate) fn new(
+        work: impl Future<Output = Result<()>> + Send + 'static,
+        progress: mpsc::Receiver<Progress>,
+    ) -> Self {
+        Self {
+            work: Some(Box::pin(work)),
+            progress,
+        }
+    }
+
+    /// The answer: an error with a status of its own when that comes before any message, else a stream of lines.
+    pub(crate) async fn answer(mut self, what: &'static str, gone: CancellationToken) -> Answer {
+        let first = tokio::select! {
+            first = self.next() => first,
+            // Nobody reads the answer, but dropping the work ends it.
+            () = gone.cancelled() => return Err(Error::unavailable("the client has left").into()),
+        };
+        let first = match first {
+            Some(Step::Failed(error)) => return Err(error.into()),
+            first => first.map(|step| step.line(what)),
+        };
+        let lines = stream::iter(first)
+            .chain(self.lines(what))
+            .take_until(Box::pin(gone.cancelled_owned()));
+        Ok(answer::stream(JSON, lines))
+    }
+
+    /// The next message, or the error that ended the work after all its messages.
+    pub(crate) async fn next(&mut self) -> Option<Step> {
         let Some(work) = &mut self.work else {
             return self.progress.recv().await.map(Step::Progress);
         };
@@ -149,16 +172,13 @@ impl Pull {
         }
     }
 
-    fn lines(self) -> impl Stream<Item = Bytes> + Send {
-        stream::unfold(Some(self), |pull| async move {
-            let mut pull = pull?;
-            match pull.next().await? {
-                Step::Progress(message) => Some((progress::line(&message), Some(pull))),
-                Step::Failed(error) => {
-                    tracing::warn!(%error, "pull failed");
-                    Some((progress::error_line(&error), None))
-                }
-            }
+    /// The rest as lines.
+    pub(crate) fn lines(self, what: &'static str) -> impl Stream<Item = Bytes> + Send {
+        stream::unfold(Some(self), move |work| async move {
+            let mut work = work?;
+            let step = work.next().await?;
+            let ended = matches!(step, Step::Failed(_));
+            Some((step.line(what), (!ended).then_some(work)))
         })
     }
 }
@@ -231,7 +251,7 @@ mod tests {
             drop(sender);
             Err(Error::not_found("manifest unknown"))
         };
-        let mut pull = Pull {
+        let mut pull = Work {
             work: Some(Box::pin(work)),
             progress,
         };
@@ -246,11 +266,11 @@ mod tests {
             sender.send(status("two")).await.unwrap();
             Err(Error::system("cut"))
         };
-        let pull = Pull {
+        let pull = Work {
             work: Some(Box::pin(work)),
             progress,
         };
-        let lines: Vec<_> = pull.lines().collect().await;
+        let lines: Vec<_> = pull.lines("pull").collect().await;
         let lines: Vec<_> = lines
             .iter()
             .map(|line| std::str::from_utf8(line).unwrap())
@@ -274,10 +294,10 @@ mod tests {
             }
             Ok(())
         };
-        let pull = Pull {
+        let pull = Work {
             work: Some(Box::pin(work)),
             progress,
         };
-        assert_eq!(pull.lines().count().await, 10);
+        assert_eq!(pull.lines("pull").count().await, 10);
     }
 }

@@ -12,8 +12,10 @@
 
 mod answer;
 mod attach;
+mod commit;
 mod containers;
 mod detach;
+mod disk_usage;
 mod error;
 mod events;
 mod extract;
@@ -26,6 +28,7 @@ mod progress;
 mod routes;
 mod serve;
 mod system;
+mod tarballs;
 mod time;
 mod volumes;
 mod wire;

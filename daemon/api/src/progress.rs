@@ -1,4 +1,4 @@
-//! A pull's progress in the JSON stream that `docker pull` draws its bars from.
+//! Progress of a pull or load in the JSON stream that the docker CLI draws its bars from.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -45,9 +45,15 @@ struct FailureDetail<'a> {
     message: &'a str,
 }
 
+#[derive(Serialize)]
+struct Text<'a> {
+    stream: &'a str,
+}
+
 /// One line of the stream.
 pub(crate) fn line(progress: &Progress) -> Bytes {
     let message = match progress {
+        Progress::Text(stream) => return answer::json_line_ending_in(&Text { stream }, b"\r\n"),
         Progress::Status { status, id } => Message {
             status,
             detail: None,
@@ -169,6 +175,14 @@ mod tests {
         );
         assert!(text(&layer("Downloading", 5, 0)).contains("\"progress\":\"      5B\""));
         assert!(text(&layer("Downloading", 9, 3)).contains(&format!("[{}>]       9B\"", "=".repeat(50))));
+    }
+
+    #[test]
+    fn texts_are_for_the_user_as_they_are() {
+        assert_eq!(
+            text(&Progress::Text("Loaded image: a:1\n".into())),
+            "{\"stream\":\"Loaded image: a:1\\n\"}\r\n"
+        );
     }
 
     #[test]

@@ -9,7 +9,9 @@ use http::Method;
 use skiff_core::Error;
 
 use crate::error::{ApiError, page_not_found};
-use crate::{App, attach, containers, events, images, logs, networks, system, volumes};
+use crate::{
+    App, attach, commit, containers, disk_usage, events, images, logs, networks, system, tarballs, volumes,
+};
 
 /// Marks the answer to a path or method that no line knows; Docker's router sends no version headers with it.
 #[derive(Debug, Clone, Copy)]
@@ -18,8 +20,6 @@ pub(crate) struct Unrouted;
 /// Paths that are part of the API and not served yet: 501.
 const NOT_YET: &[&str] = &[
     "GET /containers/{id}/top",
-    "GET /containers/{id}/changes",
-    "GET /containers/{id}/export",
     "GET /containers/{id}/stats",
     "POST /containers/{id}/update",
     "POST /containers/{id}/pause",
@@ -37,16 +37,11 @@ const NOT_YET: &[&str] = &[
     "POST /build/cancel",
     "POST /session",
     "POST /grpc",
-    "POST /commit",
     "GET /images/{name}/attestations",
-    "GET /images/{name}/get",
-    "GET /images/get",
     "GET /images/search",
-    "POST /images/load",
     "POST /images/prune",
     "POST /images/{name}/push",
     "GET /distribution/{name}/json",
-    "GET /system/df",
     "POST /volumes/create",
     "POST /volumes/prune",
     "POST /networks/create",
@@ -121,9 +116,13 @@ fn served() -> Router<App> {
         .route("/version", get(system::version))
         .route("/info", get(system::info))
         .route("/auth", post(system::auth))
+        .route("/system/df", get(disk_usage::df))
         .route("/events", get(events::events))
         .route("/images/json", get(images::list))
         .route("/images/create", post(images::create))
+        .route("/images/load", post(tarballs::load))
+        .route("/images/get", get(tarballs::save_many))
+        .route("/images/{name}/get", get(tarballs::save_one))
         .route("/images/{name}/json", get(images::inspect))
         .route("/images/{name}/history", get(images::history))
         .route("/images/{name}/tag", post(images::tag))
@@ -132,6 +131,9 @@ fn served() -> Router<App> {
         .route("/containers/create", post(containers::create))
         .route("/containers/prune", post(containers::prune))
         .route("/containers/{id}/json", get(containers::inspect))
+        .route("/commit", post(commit::commit))
+        .route("/containers/{id}/changes", get(commit::changes))
+        .route("/containers/{id}/export", get(tarballs::export))
         .route("/containers/{id}/start", post(containers::start))
         .route("/containers/{id}/stop", post(containers::stop))
         .route("/containers/{id}/restart", post(containers::restart))

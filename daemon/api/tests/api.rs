@@ -149,10 +149,10 @@ async fn errors_have_docker_s_statuses_texts_and_headers() {
             "Neither old nor new names may be empty",
         ),
         (
-            "POST /commit",
+            "GET /images/search",
             "",
             501,
-            "POST /commit is not supported by skiff yet",
+            "GET /images/search is not supported by skiff yet",
         ),
         (
             "GET /nodes",

@@ -10,13 +10,16 @@ pub mod events;
 pub mod filters;
 pub mod images;
 pub mod network;
+mod pipe;
 pub mod runtime;
 pub mod system;
+pub mod usage;
 
 use std::sync::Arc;
 
 pub use error::{Error, ErrorKind, Result};
-pub use skiff_registry_client::{AuthConfig, Credentials};
+pub use pipe::ByteStream;
+pub use skiff_registry_client::{AuthConfig, Credentials, Platform};
 
 /// Everything a front end needs; cheap to clone.
 #[derive(Clone)]

@@ -34,6 +34,11 @@ pub(crate) enum CliError {
 }
 
 const EXAMPLES: &str = "\
+Commands (each has --help):
+  skiffd storage migrate --to DRIVER    move images and containers to another storage driver
+  skiffd storage verify                 check everything in the data root, say what is damaged, repair it
+  skiffd bench storage                  measure the storage drivers on this machine
+
 Examples:
   skiffd                                           start for this user, without root
   skiffd --storage-driver vfs --data-root /big/d   choose driver and place

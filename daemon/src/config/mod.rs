@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) storage_driver: Option<String>,
     /// Options of the storage driver, `NAME=VALUE`.
     pub(crate) storage_opts: Vec<String>,
+    /// `--storage-opt oversized-ids=squash`: owners that do not exist in the user namespace are folded onto one that does.
+    pub(crate) squash_oversized_ids: bool,
     /// Registries that may speak plain HTTP or have unverified certificates: `HOST[:PORT]` or CIDR.
     pub(crate) insecure_registries: Vec<String>,
     /// Mirrors of Docker Hub, as URLs.

@@ -28,7 +28,7 @@ pub(super) struct Settings {
     #[arg(short = 'p', long, value_name = "PATH", help_heading = "Paths")]
     pub(super) pidfile: Option<PathBuf>,
 
-    /// Storage driver: overlay2 or vfs [env: DOCKER_DRIVER] [default: the one in use, else the first that works]
+    /// Storage driver: overlay2, btrfs, fuse-overlayfs or vfs [env: DOCKER_DRIVER] [default: the one in use, else the first that works]
     #[arg(short = 's', long, value_name = "DRIVER", help_heading = "Storage")]
     pub(super) storage_driver: Option<String>,
 

@@ -84,6 +84,8 @@ pub(super) fn settle(
         n => n,
     };
 
+    let (squash_oversized_ids, storage_opts) = engine_storage_opts(both.storage_opts.unwrap_or_default())?;
+
     Ok(Config {
         rootless: !environment.root,
         hosts,
@@ -96,7 +98,8 @@ pub(super) fn settle(
             .clone()
             .or(both.storage_driver)
             .filter(|name| !name.is_empty()),
-        storage_opts: both.storage_opts.unwrap_or_default(),
+        storage_opts,
+        squash_oversized_ids,
         insecure_registries: both.insecure_registries.unwrap_or_default(),
         registry_mirrors: mirrors,
         max_concurrent_downloads: usize::try_from(downloads).unwrap_or(usize::MAX),
@@ -152,6 +155,25 @@ fn parse_log_level(text: &str) -> Result<LogLevel, ConfigError> {
             "invalid logging level: {text}: expected debug, info, warn, error or fatal"
         ))),
     }
+}
+
+/// Takes the options that are this engine's, not a driver's, out of the storage options.
+fn engine_storage_opts(options: Vec<String>) -> Result<(bool, Vec<String>), ConfigError> {
+    let mut squash = false;
+    let mut rest = Vec::new();
+    for option in options {
+        match option.split_once('=') {
+            Some(("oversized-ids", "squash")) => squash = true,
+            Some(("oversized-ids", "refuse")) => squash = false,
+            Some(("oversized-ids", other)) => {
+                return Err(ConfigError::new(format!(
+                    "--storage-opt oversized-ids={other}: expected refuse or squash"
+                )));
+            }
+            _ => rest.push(option),
+        }
+    }
+    Ok((squash, rest))
 }
 
 fn parse_host(text: &str, default_socket: &Path) -> Result<Host, ConfigError> {
@@ -267,6 +289,18 @@ mod tests {
         ] {
             assert!(parse_host(text, socket).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_engines_own_storage_options_do_not_reach_the_driver() {
+        let options = |list: &[&str]| engine_storage_opts(list.iter().map(ToString::to_string).collect());
+        let driver = "overlay2.mountopt=nodev";
+        assert_eq!(options(&[driver]), Ok((false, vec![driver.to_owned()])));
+        let (squash, rest) = options(&["oversized-ids=squash", driver]).unwrap();
+        assert!(squash && rest == [driver]);
+        assert_eq!(options(&["oversized-ids=refuse"]), Ok((false, vec![])));
+        let error = options(&["oversized-ids=65534"]).unwrap_err();
+        assert!(error.to_string().contains("expected refuse or squash"), "{error}");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 pub(crate) mod adopt;
 pub(crate) mod channel;
+pub(crate) mod enter;
 pub(crate) mod keeper;
 pub(crate) mod messages;
 pub(crate) mod parent;

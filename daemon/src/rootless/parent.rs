@@ -15,7 +15,6 @@ use super::messages::{Boot, HostFacts};
 use super::preflight;
 use super::record::Record;
 use super::start::{self, Keeper, Lifeline, Seed};
-use super::subids::{IdMaps, User};
 use super::supervise::{Signals, Supervisor};
 use crate::config::Config;
 use crate::environment::Environment;
@@ -123,19 +122,14 @@ fn start_keeper(record: &Record, config: &Config) -> Result<Started, String> {
             Err(error) => return Err(error.to_string()),
         }
     }
-    let maps = IdMaps::for_user(&User::current());
-    for warning in &maps.warnings {
-        tracing::warn!("{warning}");
-    }
-    let lifeline = Lifeline::new().map_err(|error| error.to_string())?;
-    let keeper = start::start(Seed::New(&maps), &lifeline).map_err(|error| error.to_string())?;
-    for warning in &keeper.warnings {
+    let fresh = start::fresh().map_err(|error| error.to_string())?;
+    for warning in &fresh.warnings {
         tracing::warn!("{warning}");
     }
     Ok(Started {
-        keeper,
-        lifeline,
-        single_id: maps.is_single(),
+        keeper: fresh.keeper,
+        lifeline: fresh.lifeline,
+        single_id: fresh.single_id,
         adopted: false,
     })
 }

@@ -18,7 +18,7 @@ use skiff_sys::ns::Namespaces;
 use super::channel::{Channel, ReceiveError};
 use super::messages::{FromKeeper, ToKeeper};
 use super::remedies::{Refusal, SystemSettings};
-use super::subids::IdMaps;
+use super::subids::{IdMaps, User};
 
 /// A keeper that takes longer than this is broken. Generous: a machine may swap.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -104,6 +104,40 @@ pub(crate) enum StartError {
     /// Something else did.
     #[error("cannot start the keeper: {0}")]
     Io(#[from] io::Error),
+}
+
+/// New namespaces with everything the caller may map.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    /// Their keeper.
+    pub(crate) keeper: Keeper,
+    /// Its lifeline.
+    pub(crate) lifeline: Lifeline,
+    /// Only one id is mapped.
+    pub(crate) single_id: bool,
+    /// What the user should know, each a paragraph.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Makes new namespaces for the caller.
+///
+/// # Errors
+/// [`StartError`], whose text is for the user.
+pub(crate) fn fresh() -> Result<Fresh, StartError> {
+    let maps = IdMaps::for_user(&User::current());
+    let lifeline = Lifeline::new()?;
+    let mut keeper = start(Seed::New(&maps), &lifeline)?;
+    let single_id = maps.is_single();
+    let warnings = maps
+        .warnings
+        .into_iter()
+        .chain(std::mem::take(&mut keeper.warnings));
+    Ok(Fresh {
+        warnings: warnings.collect(),
+        keeper,
+        lifeline,
+        single_id,
+    })
 }
 
 /// Ends a child that did not become a keeper.

@@ -17,7 +17,7 @@ use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use skiff_sys::lock::FileLock;
-use skiff_sys::ns::{self, Kind, Namespaces};
+use skiff_sys::ns::Namespaces;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,7 @@ use crate::config::{self, Config};
 use crate::locks;
 use crate::logging;
 use crate::rootless::channel::Channel;
+use crate::rootless::enter;
 use crate::rootless::messages::{Boot, FromDaemon, HostFacts};
 use crate::rootless::record;
 use crate::wiring::{self, Networking, Wired};
@@ -40,6 +41,8 @@ const IDLE_THREAD_LIFE: Duration = Duration::from_secs(2);
 const SETTLING: Duration = Duration::from_secs(3);
 /// The parent sends its message before anything else.
 const PARENTS_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a shim may take to end after its container.
+const SHIMS_LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Enough for a thread that waits and then logs one line.
 const WATCHER_STACK: usize = 128 * 1024;
 /// Name shown by ps for the process (15 bytes at most).
@@ -103,7 +106,7 @@ fn prepare_child(program: &str) -> Result<Setup, String> {
     let passed = (0..boot.listeners)
         .map(|_| next())
         .collect::<Result<Vec<OwnedFd>, _>>()?;
-    join(&namespaces).map_err(|error| format!("cannot join the keeper's namespaces: {error}"))?;
+    enter::join(&namespaces).map_err(|error| format!("cannot join the keeper's namespaces: {error}"))?;
     let networking = Networking {
         namespace: Some(namespaces.network),
         lifeline: Some(lifeline),
@@ -116,15 +119,6 @@ fn prepare_child(program: &str) -> Result<Setup, String> {
         passed: passed.into(),
         parent: Some(channel),
     })
-}
-
-/// All but the network: pulls and the API use the host's.
-fn join(namespaces: &Namespaces) -> io::Result<()> {
-    ns::join(&namespaces.user, Kind::User)?;
-    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
-    ns::join(&namespaces.cgroup, Kind::Cgroup)?;
-    ns::join(&namespaces.mount, Kind::Mount)?;
-    std::env::set_current_dir("/")
 }
 
 fn prepare_root(mut config: Config) -> Result<Setup, String> {
@@ -254,11 +248,17 @@ async fn settle() {
 
 /// Stops the containers, unless they are to live on. Whether any is left.
 async fn stop_engine(wired: &Wired, config: &Config) -> bool {
+    // Asked of the processes, not of the engine: it is they who hold the namespaces.
+    let shims = || !skiff_runtime::live_shims(&config.exec_root).is_empty();
     if !config.live_restore {
         wired.stop_containers(config.shutdown_timeout).await;
+        // A shim ends a moment after its container.
+        let end = tokio::time::Instant::now() + SHIMS_LAST_MOMENT;
+        while shims() && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
-    // Asked of the processes, not of the engine: it is they who hold the namespaces.
-    let containers_left = !skiff_runtime::live_shims(&config.exec_root).is_empty();
+    let containers_left = shims();
     if !containers_left {
         wired.shut_down_networks().await;
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind as IoKind, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::Store;
 use crate::digest::Digest;
@@ -94,22 +94,32 @@ impl Store {
 
     /// The digests of all complete blobs.
     pub(crate) fn list_blobs(&self) -> Result<Vec<Digest>> {
-        let directory = self.inner.root.join("blobs/sha256");
-        let failed = |e| Error::io(format!("list {}", directory.display()), e);
-        let mut digests = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            // Files that are not ours are not ours to judge.
-            if let Some(digest) = name.to_str().and_then(|hex| format!("sha256:{hex}").parse().ok()) {
-                digests.push(digest);
-            }
-        }
-        Ok(digests)
+        list_blobs(&self.inner.root)
     }
 }
 
+/// The digests of all complete blobs of the store below `root`; a store that does not exist has none.
+pub(crate) fn list_blobs(root: &Path) -> Result<Vec<Digest>> {
+    let directory = root.join("blobs/sha256");
+    let failed = |e| Error::io(format!("list {}", directory.display()), e);
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == IoKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut digests = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        // Files that are not ours are not ours to judge.
+        if let Some(digest) = name.to_str().and_then(|hex| format!("sha256:{hex}").parse().ok()) {
+            digests.push(digest);
+        }
+    }
+    Ok(digests)
+}
+
 /// Reads and verifies a small blob.
-pub(crate) fn read_document(path: &std::path::Path, digest: &Digest) -> Result<Vec<u8>> {
+pub(crate) fn read_document(path: &Path, digest: &Digest) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(|e| Error::io(format!("open blob {digest}"), e))?;
     let mut bytes = Vec::new();
     file.take(DOCUMENT_LIMIT + 1)

@@ -297,23 +297,74 @@ impl Catalog {
     }
 }
 
-/// Reads the catalogue; a store without one is empty. An image whose configuration or manifest is damaged is left
-/// out with an error in the log: one bad disk block must not keep the daemon from starting.
-pub(crate) fn load(root: &Path) -> Result<Catalog> {
-    let path = root.join(FILE);
-    let Some(document) = durable::read_json::<Document>(&path)? else {
-        return Ok(Catalog::default());
+/// An image as the catalogue on the disk names it, whether or not it can be read.
+#[derive(Debug, Clone)]
+pub(crate) struct Named {
+    /// Digest of its configuration.
+    pub(crate) image: Digest,
+    /// Its manifests.
+    pub(crate) manifests: Vec<Digest>,
+    /// What its names stand for at registries.
+    pub(crate) targets: Vec<Digest>,
+    /// Its names.
+    pub(crate) names: Vec<String>,
+}
+
+impl Named {
+    /// What people call it.
+    pub(crate) fn label(&self) -> String {
+        self.names.first().cloned().unwrap_or_else(|| self.image.short())
+    }
+}
+
+/// The images that the catalogue on the disk names.
+///
+/// # Errors
+/// `Corrupt` when the catalogue cannot be read; `Unsupported` when a newer engine wrote it; `Io`.
+pub(crate) fn named(root: &Path) -> Result<Vec<Named>> {
+    let Some(document) = read(root)? else {
+        return Ok(Vec::new());
     };
-    if document.version != FORMAT_VERSION {
-        return Err(Error::new(
+    let named = |(id, entry): (Digest, ImageEntry)| {
+        let references = document
+            .references
+            .iter()
+            .filter(|(_, reference)| reference.image == id);
+        Named {
+            image: id,
+            manifests: entry.manifests,
+            targets: references
+                .clone()
+                .filter_map(|(_, reference)| reference.target)
+                .collect(),
+            names: references.map(|(name, _)| name.to_string()).collect(),
+        }
+    };
+    Ok(document.images.into_iter().map(named).collect())
+}
+
+fn read(root: &Path) -> Result<Option<Document>> {
+    let path = root.join(FILE);
+    let document = durable::read_json::<Document>(&path)?;
+    match document {
+        Some(document) if document.version != FORMAT_VERSION => Err(Error::new(
             ErrorKind::Unsupported,
             format!(
                 "{} has format {}, this engine reads {FORMAT_VERSION}",
                 path.display(),
                 document.version
             ),
-        ));
+        )),
+        other => Ok(other),
     }
+}
+
+/// Reads the catalogue; a store without one is empty. An image whose configuration or manifest is damaged is left
+/// out with an error in the log: one bad disk block must not keep the daemon from starting.
+pub(crate) fn load(root: &Path) -> Result<Catalog> {
+    let Some(document) = read(root)? else {
+        return Ok(Catalog::default());
+    };
     let mut catalog = Catalog::default();
     for (id, entry) in document.images {
         match Image::load(root, id, &entry.manifests) {

@@ -50,6 +50,7 @@ pub struct StopToken(Arc<Stop>);
 struct Stop {
     stopped: AtomicBool,
     waiting: Mutex<Vec<Weak<Flow>>>,
+    told: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Flow {
@@ -126,9 +127,27 @@ impl Read for FollowingReader {
 }
 
 impl StopToken {
+    /// Calls `told` when the token is stopped, or now if it is; for those who wait for something else than bytes.
+    pub fn on_stop(&self, told: impl FnOnce() + Send + 'static) {
+        self.told().push(Box::new(told));
+        if self.is_stopped() {
+            self.tell();
+        }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Vec<Box<dyn FnOnce() + Send>>> {
+        self.0.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self) {
+        let told = std::mem::take(&mut *self.told());
+        told.into_iter().for_each(|told| told());
+    }
+
     /// Ends all readers made with this token, now and later.
     pub fn stop(&self) {
         self.0.stopped.store(true, Ordering::SeqCst);
+        self.tell();
         for flow in self.waiting().drain(..).filter_map(|flow| flow.upgrade()) {
             // Taken and released so that a reader is either before its check or already waiting.
             drop(flow.state());

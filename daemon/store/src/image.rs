@@ -1,5 +1,6 @@
 //! An image: its configuration as it came, and what follows from it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -9,6 +10,9 @@ use skiff_graphdrivers::LayerId;
 use crate::blobs::read_document;
 use crate::digest::{Descriptor, Digest, chain_ids};
 use crate::error::{Error, Result};
+
+/// The annotation that names the manifest of the image below (OCI image specification, "Pre-Defined Annotation Keys").
+pub const BASE_DIGEST: &str = "org.opencontainers.image.base.digest";
 
 /// An image.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,12 +36,16 @@ pub struct Manifest {
     pub digest: Digest,
     /// The layers' compressed blobs, bottom first.
     pub layers: Vec<Descriptor>,
+    /// The manifest of the image that this one was made on top of, if it says so (`org.opencontainers.image.base.digest`).
+    pub base: Option<Digest>,
 }
 
 #[derive(Deserialize)]
 struct ManifestDocument {
     config: Descriptor,
     layers: Vec<Descriptor>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -122,9 +130,12 @@ impl Image {
                 "layers from manifest don't match image configuration",
             ));
         }
+        let annotations = document.annotations.unwrap_or_default();
+        let base = annotations.get(BASE_DIGEST).and_then(|base| base.parse().ok());
         self.manifests.push(Manifest {
             digest,
             layers: document.layers,
+            base,
         });
         Ok(())
     }

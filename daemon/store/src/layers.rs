@@ -1,32 +1,34 @@
-//! Layers: compressed blobs unpacked into the storage driver, one record each.
+//! Layers that are unpacked into the storage driver: one record each, and their life after that.
 //!
 //! ```text
-//!   claim(chain id) ─▶ prepare(temporary key, parent) ─▶ unpack ─▶ diff id right? ─▶ driver.commit ─▶ record
-//!     others wait          └────────── any failure: the temporary snapshot is removed ───────┘
+//!   <driver>/layers/<hex>.json      the record
+//!   <driver>/layers/<hex>.owners    real owners of files whose ids do not exist here (`--storage-opt oversized-ids=squash`)
 //! ```
+//!
+//! How they come there: `unpack` (one) and `chain` (an image's, several at a time).
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::Read;
-use std::path::Path;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use skiff_archive::Applied;
-use skiff_graphdrivers::{
-    ActiveId, ErrorKind as DriverErrorKind, GraphDriver, LayerId, PrepareOptions, SnapshotKey, SnapshotRef,
-};
+use skiff_archive::Owners;
+use skiff_graphdrivers::{ErrorKind as DriverErrorKind, GraphDriver, LayerId, SnapshotKey, SnapshotRef};
 
-use crate::digest::{Descriptor, Digest, chain_id};
+use crate::chain::ChainLayer;
+use crate::digest::{Descriptor, Digest};
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
+use crate::follow::StopToken;
 use crate::gc::remove_snapshots;
 use crate::image::Image;
 use crate::{FORMAT_VERSION, Store};
 
-/// Active snapshots of the unpacker begin with this.
-pub(crate) const UNPACK_PREFIX: &str = "unpack-";
+/// Ending of the tables of real owners.
+const OWNERS: &str = "owners";
 
 /// An unpacked layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,81 +41,35 @@ pub struct LayerRecord {
     pub diff_id: Digest,
     /// Chain id of the layer below.
     pub parent: Option<Digest>,
-    /// Bytes of the layer's regular files.
+    /// Bytes of the layer's regular files and symbolic links.
     pub size: u64,
     /// The compressed blob it was unpacked from.
     pub blob: Option<Descriptor>,
     /// When it was unpacked.
     pub created: Timestamp,
+    /// Files whose owner does not exist in this user namespace and was folded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squashed: Option<Squashed>,
     /// The boot during which it was unpacked, until its files are known to be on the disk: see [`Store::settle`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsettled: Option<String>,
 }
 
-/// A layer to be unpacked.
-#[derive(Debug, Clone)]
-pub struct NewLayer<'a> {
-    /// The layer below, already there.
-    pub parent: Option<&'a LayerId>,
-    /// What the image's configuration says the tar stream's digest is.
-    pub diff_id: Digest,
-    /// The compressed blob.
-    pub blob: &'a Descriptor,
-}
-
-impl NewLayer<'_> {
-    /// The name the layer will have.
-    ///
-    /// # Errors
-    /// None in practice: a digest always is a layer id.
-    pub fn chain_id(&self) -> Result<LayerId> {
-        chain_id(self.parent.map(Digest::from).as_ref(), &self.diff_id).to_layer_id()
-    }
+/// Folded owners of one layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Squashed {
+    /// Files.
+    pub files: u64,
+    /// The user they belong to now.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
 }
 
 impl Store {
     /// The record of a layer that is unpacked with this driver.
     pub fn layer(&self, layer: &LayerId) -> Option<Arc<LayerRecord>> {
         self.holdings().layers.get(layer).cloned()
-    }
-
-    /// Unpacks a layer from what `open` gives (the compressed stream) unless it is there; when another thread is at
-    /// it, waits for that one. Hold a [`crate::Lease`] on the layer. The image's configuration vouches for `diff_id`,
-    /// so the compressed stream need not have been verified.
-    ///
-    /// # Errors
-    /// `NotFound` for the parent; `Corrupt` for a damaged stream or a wrong diff id; `IdRange`; `NoSpace`;
-    /// `Unsupported` for a chain too long for the driver; `Io`. Nothing is left behind.
-    pub fn unpack<R: Read + Send>(
-        &self,
-        layer: &NewLayer<'_>,
-        open: impl FnOnce() -> Result<R>,
-    ) -> Result<Arc<LayerRecord>> {
-        let id = layer.chain_id()?;
-        let Some(_claim) = self.claim_layer(&id)? else {
-            return self
-                .layer(&id)
-                .ok_or_else(|| Error::not_found(format!("layer {id} vanished")));
-        };
-        if let Some(parent) = layer.parent
-            && self.layer(parent).is_none()
-        {
-            return Err(Error::not_found(format!("parent layer {parent} does not exist")));
-        }
-        let active = ActiveId::new(format!("{UNPACK_PREFIX}{}", id.hex()))?;
-        self.prepare_for_unpack(&active, layer.parent)?;
-        let done = self
-            .fill(&active, layer, open)
-            .and_then(|applied| self.commit_layer(&active, &id, layer, &applied));
-        if done.is_err() {
-            self.remove_active(&active);
-            // At once: a disk that was full would stay so for the next, smaller, image.
-            if let Err(error) = self.purge() {
-                tracing::warn!(%error, "cannot free the space of a failed layer");
-            }
-        }
-        self.holdings().actives.remove(&active);
-        done
     }
 
     /// Makes sure that all layers of an image are unpacked with this driver, from the kept blobs if need be.
@@ -123,21 +79,30 @@ impl Store {
     /// `NotFound` when a layer is missing and its blob is not kept; as [`Store::unpack`].
     pub fn ensure_layers(&self, image: &Image) -> Result<Option<LayerId>> {
         let lease = self.lease();
-        let mut parent: Option<LayerId> = None;
-        for (index, (id, diff_id)) in image.chain.iter().zip(&image.diff_ids).enumerate() {
-            if lease.layer(id).is_none() {
-                let blob = self.kept_blob(image, index)?;
-                tracing::info!(layer = %id, driver = self.inner.driver.name(), "unpacking a layer again from its blob");
-                let new = NewLayer {
-                    parent: parent.as_ref(),
-                    diff_id: *diff_id,
-                    blob,
-                };
-                self.unpack(&new, || self.open_blob(&blob.digest))?;
-            }
-            parent = Some(id.clone());
+        let missing = image.chain.iter().filter(|id| lease.layer(id).is_none()).count();
+        if missing == 0 {
+            return Ok(image.top_layer().cloned());
         }
-        Ok(parent)
+        tracing::info!(image = %image.id, layers = missing, driver = self.inner.driver.name(),
+            "unpacking layers again from their blobs");
+        let layers = (0..image.chain.len())
+            .map(|index| {
+                let blob = match self.layer(&image.chain[index]) {
+                    Some(_) => None,
+                    None => Some(self.kept_blob(image, index)?.clone()),
+                };
+                Ok(ChainLayer {
+                    diff_id: image.diff_ids[index],
+                    blob,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let open = |index: usize| match &layers[index].blob {
+            Some(blob) => self.open_blob(&blob.digest),
+            None => Err(Error::not_found(format!("layer {} vanished", image.chain[index]))),
+        };
+        self.unpack_chain(&layers, &StopToken::default(), open, |_, _| ())
+            .map_err(|failed| failed.error)
     }
 
     /// Makes the layers unpacked so far survive a power failure. Not part of a pull, which would wait for the whole
@@ -188,6 +153,38 @@ impl Store {
         }
     }
 
+    /// The real owners of files in the chain of layers up to `top`, for a diff of what stands on it; `None` when all
+    /// files have their own.
+    ///
+    /// # Errors
+    /// `Io`; `Corrupt` for a damaged table.
+    pub fn real_owners(&self, top: &LayerId) -> Result<Option<Owners>> {
+        let mut chain = Vec::new();
+        let mut next = self.layer(top);
+        while let Some(record) = next {
+            next = match &record.parent {
+                Some(parent) => self.layer(&parent.to_layer_id()?),
+                None => None,
+            };
+            chain.push(record);
+        }
+        let mut found: Option<Owners> = None;
+        for record in chain.iter().rev() {
+            let Some(squashed) = &record.squashed else {
+                continue;
+            };
+            let path = owners_path(&self.layer_records(), &record.chain_id.to_layer_id()?);
+            let failed = |e| Error::io(format!("read {}", path.display()), e);
+            let owners = found.get_or_insert_with(|| Owners::new((squashed.uid, squashed.gid)));
+            let table = BufReader::new(fs::File::open(&path).map_err(failed)?);
+            owners.read(table).map_err(|error| match error.kind() {
+                std::io::ErrorKind::InvalidData => Error::corrupt(format!("{}: {error}", path.display())),
+                _ => failed(error),
+            })?;
+        }
+        Ok(found)
+    }
+
     fn kept_blob<'a>(&self, image: &'a Image, index: usize) -> Result<&'a Descriptor> {
         for blob in image.layer_sources(index) {
             if self.blob_size(&blob.digest)? == Some(blob.size) {
@@ -202,114 +199,6 @@ impl Store {
         )))
     }
 
-    /// Waits until nobody unpacks `id`; `None` when it exists then, else the right to unpack it.
-    fn claim_layer(&self, id: &LayerId) -> Result<Option<LayerClaim<'_>>> {
-        let mut holdings = self.holdings();
-        loop {
-            if holdings.layers.contains_key(id) {
-                return Ok(None);
-            }
-            if holdings.unpacking.insert(id.clone()) {
-                return Ok(Some(LayerClaim {
-                    store: self,
-                    id: id.clone(),
-                }));
-            }
-            holdings = self
-                .inner
-                .released
-                .wait(holdings)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn prepare_for_unpack(&self, active: &ActiveId, parent: Option<&LayerId>) -> Result<()> {
-        match self.prepare(active, parent) {
-            // Left by a daemon that was killed: we hold the claim and the store's lock, so nobody works on it.
-            Err(error) if error.kind() == ErrorKind::Conflict => {
-                self.inner.driver.remove(SnapshotRef::Active(active))?;
-                self.prepare(active, parent)
-            }
-            other => other,
-        }
-    }
-
-    /// Prepares a snapshot so that the driver's clean-up cannot take it for an orphan.
-    pub(crate) fn prepare(&self, active: &ActiveId, parent: Option<&LayerId>) -> Result<()> {
-        let _no_sweep = self.inner.sweeping.read().unwrap_or_else(PoisonError::into_inner);
-        self.inner
-            .driver
-            .prepare(active, parent, &PrepareOptions::default())?;
-        self.holdings().actives.insert(active.clone());
-        self.inner.steps.after("snapshot prepared");
-        Ok(())
-    }
-
-    fn fill<R: Read + Send>(
-        &self,
-        active: &ActiveId,
-        layer: &NewLayer<'_>,
-        open: impl FnOnce() -> Result<R>,
-    ) -> Result<Applied> {
-        let target = self.inner.driver.apply_target(active)?;
-        let applied = skiff_archive::apply(open()?, &target, &self.inner.apply)?;
-        self.inner.steps.after("layer unpacked");
-        if applied.diff_id != layer.diff_id.to_string() {
-            return Err(
-                Error::corrupt("layers from manifest don't match image configuration").caused_by(format!(
-                    "blob {} unpacks to {}, not {}",
-                    layer.blob.digest, applied.diff_id, layer.diff_id
-                )),
-            );
-        }
-        Ok(applied)
-    }
-
-    fn commit_layer(
-        &self,
-        active: &ActiveId,
-        id: &LayerId,
-        layer: &NewLayer<'_>,
-        applied: &Applied,
-    ) -> Result<Arc<LayerRecord>> {
-        match self.inner.driver.commit(active, id) {
-            Ok(()) => {}
-            // Its record was lost, and at the start something stood on it; it has the same content as ours.
-            Err(error) if error.kind() == DriverErrorKind::AlreadyExists => self.remove_active(active),
-            Err(error) => return Err(error.into()),
-        }
-        self.inner.steps.after("layer committed");
-        let record = Arc::new(LayerRecord {
-            version: FORMAT_VERSION,
-            chain_id: Digest::from(id),
-            diff_id: layer.diff_id,
-            parent: layer.parent.map(Digest::from),
-            size: applied.size,
-            blob: Some(layer.blob.clone()),
-            created: Timestamp::now(),
-            unsettled: Some(self.inner.boot.clone()),
-        });
-        // Not trusted after a power failure until it is settled, so there is nothing to wait for here.
-        let (directory, name) = (self.layer_records(), record_name(id));
-        let written = durable::write_json_lightly(&directory, &name, record.as_ref(), &self.inner.steps);
-        if let Err(error) = written {
-            if let Err(second) = self.inner.driver.remove(SnapshotRef::Layer(id)) {
-                tracing::warn!(layer = %id, error = %second, "cannot remove a layer whose record could not be written");
-            }
-            return Err(error);
-        }
-        self.holdings().layers.insert(id.clone(), Arc::clone(&record));
-        Ok(record)
-    }
-
-    fn remove_active(&self, active: &ActiveId) {
-        match self.inner.driver.remove(SnapshotRef::Active(active)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == DriverErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(snapshot = %active, %error, "cannot remove an unfinished snapshot"),
-        }
-    }
-
     /// Removes a layer nobody needs from the driver and forgets it; `false` when something is built on it.
     /// The caller holds the `holdings` lock and has asked it.
     pub(crate) fn drop_layer(&self, holdings: &mut crate::Holdings, id: &LayerId) -> Result<bool> {
@@ -320,23 +209,13 @@ impl Store {
             Err(error) => return Err(error.into()),
         }
         self.inner.steps.after("layer removed");
-        holdings.layers.remove(id);
+        let record = holdings.layers.remove(id);
         remove_record(&self.layer_records().join(record_name(id)))?;
+        if record.is_some_and(|record| record.squashed.is_some()) {
+            remove_record(&owners_path(&self.layer_records(), id))?;
+        }
         self.inner.steps.after("layer record removed");
         Ok(true)
-    }
-}
-
-/// The right to unpack one layer.
-struct LayerClaim<'a> {
-    store: &'a Store,
-    id: LayerId,
-}
-
-impl Drop for LayerClaim<'_> {
-    fn drop(&mut self) {
-        self.store.holdings().unpacking.remove(&self.id);
-        self.store.inner.released.notify_all();
     }
 }
 
@@ -356,6 +235,7 @@ pub(crate) fn load(
         })
         .collect();
     let mut records = HashMap::new();
+    let mut tables = Vec::new();
     let failed = |e| Error::io(format!("list {}", directory.display()), e);
     for entry in fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -363,6 +243,8 @@ pub(crate) fn load(
             Some((id, record)) if committed.contains(&id) && record.is_trusted_in(boot) => {
                 records.insert(id, Arc::new(record));
             }
+            // Looked at when all records are known.
+            _ if is_table(&path) => tables.push(path),
             _ => {
                 tracing::info!(path = %path.display(), "dropping a layer record; the layer is unpacked again when needed");
                 remove_record(&path)?;
@@ -370,6 +252,10 @@ pub(crate) fn load(
         }
     }
     drop_orphans(&mut records);
+    let wanted: HashSet<PathBuf> = records.keys().map(|id| owners_path(directory, id)).collect();
+    for orphan in tables.iter().filter(|table| !wanted.contains(*table)) {
+        remove_record(orphan)?;
+    }
     let orphans = committed
         .into_iter()
         .filter(|id| !records.contains_key(id))
@@ -415,11 +301,35 @@ fn read_record(path: &Path) -> Result<Option<(LayerId, LayerRecord)>> {
     Ok((named_right && record.version == FORMAT_VERSION).then_some((id, record)))
 }
 
-fn record_name(id: &LayerId) -> String {
+/// The records in a directory, as they are; nothing is judged or removed.
+pub(crate) fn read_records(directory: &Path) -> Result<HashMap<LayerId, LayerRecord>> {
+    let failed = |e| Error::io(format!("list {}", directory.display()), e);
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(HashMap::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut records = HashMap::new();
+    for entry in entries {
+        records.extend(read_record(&entry.map_err(failed)?.path())?);
+    }
+    Ok(records)
+}
+
+pub(crate) fn record_name(id: &LayerId) -> String {
     format!("{}.json", id.hex())
 }
 
-fn remove_record(path: &Path) -> Result<()> {
+/// Where the real owners of a layer's files are kept.
+pub(crate) fn owners_path(directory: &Path, id: &LayerId) -> PathBuf {
+    directory.join(format!("{}.{OWNERS}", id.hex()))
+}
+
+fn is_table(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == OWNERS)
+}
+
+pub(crate) fn remove_record(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::io(format!("remove {}", path.display()), error))

@@ -12,6 +12,7 @@
 //!    trash/                       removed blobs on their way out
 //!    repositories.json            THE record: which images exist and which names they have      (`catalog`)
 //!    <driver>/layers/<hex>.json   one record a layer unpacked with that driver, named by chain id (`layers`)
+//!    migration.json               a change of driver that is under way                            (`migrate`)
 //!  <data-root>/<driver>/…         the driver's own: layers and active snapshots
 //!
 //!  pull:    blobs ──▶ driver.prepare ─ unpack ─ driver.commit ──▶ layer record ──▶ repositories.json
@@ -27,14 +28,17 @@
 //! * Nothing that has a digest is ever re-serialised.
 //!
 //! The files of another driver are left alone: after a change of driver, [`Store::ensure_layers`] unpacks an image
-//! again from the kept blobs when it is first needed.
+//! again from the kept blobs when it is first needed. Containers' writable layers stay where they are; [`migrate`] moves
+//! them.
 //!
 //! Locks, outermost first: `writer` (catalogue changes, held across the disk write) → `sweeping` (shared by whoever
 //! prepares a snapshot, exclusive for the driver's clean-up) → `holdings` (memory, and removals, which are renames).
 //! Readers of images and names take none of them for longer than it takes to copy an `Arc`.
 
+mod added;
 mod blobs;
 mod catalog;
+mod chain;
 mod check;
 mod digest;
 mod durable;
@@ -45,27 +49,39 @@ mod image;
 mod ingest;
 mod layers;
 mod lease;
+pub mod migrate;
 mod rw;
+mod rw_diff;
+mod sizes;
+mod staging;
+mod unpack;
+pub mod verify;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use skiff_archive::ApplyOptions;
 use skiff_graphdrivers::{ActiveId, GraphDriver, LayerId};
 
+pub use added::{AddedLayer, OCI_LAYER};
 pub use catalog::{Catalog, Reference, ReferenceKey, Registration, RemovalPlan, Removed, Selector};
+pub use chain::{ChainFailed, ChainLayer};
 pub use digest::{Descriptor, Digest, chain_id, chain_ids};
 pub use error::{Error, ErrorKind, Result};
 pub use follow::{Follower, FollowingReader, StopToken};
 pub use gc::{GcOptions, GcReport};
-pub use image::{Image, Manifest};
+pub use image::{BASE_DIGEST, Image, Manifest};
 pub use ingest::Ingest;
-pub use layers::{LayerRecord, NewLayer};
+pub use layers::{LayerRecord, Squashed};
 pub use lease::Lease;
 pub use rw::{RwLayer, RwLayers};
+pub use sizes::{ImageSize, Sizes};
+pub use skiff_archive::{ChangeKind, OversizedIds, PathChange};
+pub use staging::Staging;
+pub use unpack::NewLayer;
 
 use durable::Steps;
 use lease::LeaseSet;
@@ -84,6 +100,8 @@ pub struct Store {
 pub struct StoreOptions {
     /// Handed to the unpacker with each layer.
     pub apply: ApplyOptions,
+    /// How many layers of an image are unpacked at a time, where the driver can.
+    pub parallel_unpacks: usize,
     /// Names the running kernel's boot; [`StoreOptions::default`] asks the kernel.
     pub boot: String,
 }
@@ -94,6 +112,7 @@ impl Default for StoreOptions {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self {
             apply: ApplyOptions::default(),
+            parallel_unpacks: default_parallel_unpacks(),
             boot: boot.trim().to_owned(),
         }
     }
@@ -103,6 +122,7 @@ struct Inner {
     root: PathBuf,
     driver: Arc<dyn GraphDriver>,
     apply: ApplyOptions,
+    parallel_unpacks: usize,
     boot: String,
     steps: Steps,
     catalog: RwLock<Arc<Catalog>>,
@@ -110,6 +130,8 @@ struct Inner {
     settling: Mutex<()>,
     sweeping: RwLock<()>,
     holdings: Mutex<Holdings>,
+    /// Sizes of layers that are unpacked with other drivers; see `sizes`.
+    other_sizes: OnceLock<HashMap<LayerId, u64>>,
     /// Told whenever an entry leaves `Holdings::unpacking` or `Holdings::ingesting`.
     released: Condvar,
     _lock: File,
@@ -136,7 +158,7 @@ impl Store {
     /// driver for its list; hashes nothing.
     ///
     /// # Errors
-    /// `Conflict` when another process has it open; `Corrupt` when `repositories.json` is damaged (it is never
+    /// `Conflict` when another process has it open, or when a change of driver is half done; `Corrupt` when `repositories.json` is damaged (it is never
     /// replaced silently); `Unsupported` when a newer engine wrote it; `Io`.
     pub fn open(root: &Path, driver: Arc<dyn GraphDriver>) -> Result<Self> {
         Self::open_with(root, driver, StoreOptions::default())
@@ -147,6 +169,22 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with(root: &Path, driver: Arc<dyn GraphDriver>, options: StoreOptions) -> Result<Self> {
+        migrate::Journal::admit(root, driver.name())?;
+        Self::open_stepping(root, driver, options, Steps::default())
+    }
+
+    /// Opens the store for a check, without an ordinary user's marks; a migration that waits for a word goes on waiting.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_for_checking(
+        root: &Path,
+        driver: Arc<dyn GraphDriver>,
+        options: StoreOptions,
+    ) -> Result<Self> {
+        if let Some(journal) = migrate::Journal::read(root)? {
+            journal.driver_for_daemon(Some(driver.name()))?;
+        }
         Self::open_stepping(root, driver, options, Steps::default())
     }
 
@@ -167,12 +205,14 @@ impl Store {
         }
         let lock = durable::lock(&root.join("lock"))?;
         write_layout_marker(root)?;
+        staging::sweep(root)?;
         let catalog = catalog::load(root)?;
         let layers = layers::load(&layer_records, driver.as_ref(), &options.boot)?;
         let inner = Inner {
             root: root.to_owned(),
             driver,
             apply: options.apply,
+            parallel_unpacks: options.parallel_unpacks,
             boot: options.boot,
             steps,
             catalog: RwLock::new(Arc::new(catalog)),
@@ -183,6 +223,7 @@ impl Store {
                 layers,
                 ..Holdings::default()
             }),
+            other_sizes: OnceLock::new(),
             released: Condvar::new(),
             _lock: lock,
         };
@@ -209,6 +250,11 @@ impl Store {
     fn layer_records(&self) -> PathBuf {
         self.inner.root.join(self.inner.driver.name()).join("layers")
     }
+}
+
+/// As many as there are processors, but each takes memory (a zstd window is 8 MiB) and a place on the disk's queue.
+fn default_parallel_unpacks() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4))
 }
 
 impl Holdings {

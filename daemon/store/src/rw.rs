@@ -35,11 +35,20 @@ pub struct RwLayers {
 impl RwLayers {
     /// The writable layers of a store. What must be mounted is mounted where the driver says, else below `mount_root`.
     pub fn new(store: Store, mount_root: PathBuf) -> Self {
+        Self::with_mounter(store, mount_root, Mounter::new())
+    }
+
+    /// The same with a mounter that the caller has set up.
+    pub fn with_mounter(store: Store, mount_root: PathBuf, mounter: Mounter) -> Self {
         Self {
             store,
-            mounter: Arc::new(Mounter::new()),
+            mounter: Arc::new(mounter),
             mount_root,
         }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Makes a container's writable layer on top of an image's. A layer that is not unpacked for this driver (it was
@@ -178,13 +187,22 @@ impl RwLayers {
             .usage(SnapshotRef::Active(&active_id(container)?))?)
     }
 
+    /// Rows of `GraphDriver.Data` for a container; none for a driver that has nothing to say.
+    ///
+    /// # Errors
+    /// `NotFound`; `Io`.
+    pub fn graph_data(&self, container: &str) -> Result<Vec<(String, String)>> {
+        let active = active_id(container)?;
+        Ok(self.store.inner.driver.inspect(SnapshotRef::Active(&active))?)
+    }
+
     /// All writable layers that this driver has.
     ///
     /// # Errors
     /// `Io`.
     pub fn list(&self) -> Result<Vec<RwLayer>> {
         let of_container = |key: SnapshotKey| match key {
-            SnapshotKey::Active(id) => id.as_str().strip_prefix(PREFIX).map(str::to_owned),
+            SnapshotKey::Active(id) => container_of(&id).map(str::to_owned),
             SnapshotKey::Layer(_) => None,
         };
         let snapshots = self.store.inner.driver.list()?.into_iter();
@@ -197,6 +215,11 @@ impl RwLayers {
             })
             .collect())
     }
+}
+
+/// The container whose writable layer a snapshot is.
+pub(crate) fn container_of(active: &ActiveId) -> Option<&str> {
+    active.as_str().strip_prefix(PREFIX)
 }
 
 /// The driver's key for a container's writable layer.

@@ -1,8 +1,11 @@
 //! The store as a whole, on a temporary directory with the vfs driver: life of an image, sharing, collection, crashes.
 
+mod added;
+mod chain;
 mod crash;
+mod layered;
 mod names;
-mod support;
+pub(crate) mod support;
 
 use std::collections::HashSet;
 use std::io::Read;

@@ -32,14 +32,6 @@ pub struct Copied {
 /// # Errors
 /// `NoSpace`, `Io`. The target is then half-written.
 pub fn copy_tree(source: &Path, target: &Path) -> Result<Copied> {
-    let open = |path: &Path| {
-        fs::open(
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| Error::os(format!("open directory {}", path.display()), errno))
-    };
     let (source, target) = (open(source)?, open(target)?);
     let stat = fs::fstat(&source).map_err(|errno| Error::os("stat the source of a copy", errno))?;
     let mut copy = Copy {
@@ -49,8 +41,23 @@ pub fn copy_tree(source: &Path, target: &Path) -> Result<Copied> {
         copied: Copied::default(),
     };
     copy.contents(&source, &target, &mut Vec::new())?;
-    copy.finish(&source, &target, &stat, b"")?;
+    finish(&source, &target, &stat, b"")?;
     Ok(copy.copied)
+}
+
+/// Gives the directory `target` the owner, the mode, the attributes and the times of the directory `source`, and nothing
+/// of its contents: an archive of a tree does not describe the tree's root.
+///
+/// # Errors
+/// `Io`.
+pub fn copy_root_metadata(source: &Path, target: &Path) -> Result<()> {
+    copy_metadata(&open(source)?, &open(target)?, b"")
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::open(path, flags, Mode::empty())
+        .map_err(|errno| Error::os(format!("open directory {}", path.display()), errno))
 }
 
 struct Copy<'t> {
@@ -101,7 +108,7 @@ impl Copy<'_> {
         if kind != FileType::Symlink {
             fs::chmodat(to, name, mode(&stat), AtFlags::empty()).map_err(|e| failed("chmod", path, e))?;
         }
-        self.attributes(
+        attributes(
             Place::Name(from.as_fd(), name),
             Place::Name(to.as_fd(), name),
             path,
@@ -124,7 +131,7 @@ impl Copy<'_> {
         let target = open(to).map_err(|e| failed("open", path, e))?;
         self.contents(&source, &target, path)?;
         // Last: every name made inside changed its times.
-        self.finish(&source, &target, stat, path)
+        finish(&source, &target, stat, path)
     }
 
     fn regular(&mut self, from: &OwnedFd, to: &OwnedFd, name: &[u8], stat: &Stat, path: &[u8]) -> Result<()> {
@@ -135,7 +142,7 @@ impl Copy<'_> {
             fs::openat(to, name, write, Mode::from_raw_mode(0o600)).map_err(|e| failed("create", path, e))?;
         self.data(&source, &target, stat)
             .map_err(|e| failed("copy", path, e))?;
-        self.finish(&source, &target, stat, path)
+        finish(&source, &target, stat, path)
     }
 
     fn data(&mut self, source: &OwnedFd, target: &OwnedFd, stat: &Stat) -> Result<(), Errno> {
@@ -151,7 +158,11 @@ impl Copy<'_> {
                 }
                 Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(errno),
                 // Not this file system, or not between these two: every file would give the same answer.
-                Err(_) => self.sharing = false,
+                Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::PERM) => {
+                    self.sharing = false;
+                }
+                // This one only: a file without copy-on-write on btrfs, for one.
+                Err(_) => {}
             }
         }
         self.copied.copied += 1;
@@ -162,30 +173,32 @@ impl Copy<'_> {
             copy_range(source, target, 0, size)
         }
     }
+}
 
-    fn finish(&self, from: &OwnedFd, to: &OwnedFd, stat: &Stat, path: &[u8]) -> Result<()> {
-        let (uid, gid) = owner(stat);
-        fs::fchown(to, Some(uid), Some(gid)).map_err(|e| failed("chown", path, e))?;
-        fs::fchmod(to, mode(stat)).map_err(|e| failed("chmod", path, e))?;
-        self.attributes(Place::Open(from.as_fd()), Place::Open(to.as_fd()), path)?;
-        fs::futimens(to, &times(stat)).map_err(|e| failed("set times of", path, e))
-    }
+fn finish(from: &OwnedFd, to: &OwnedFd, stat: &Stat, path: &[u8]) -> Result<()> {
+    let (uid, gid) = owner(stat);
+    fs::fchown(to, Some(uid), Some(gid)).map_err(|e| failed("chown", path, e))?;
+    fs::fchmod(to, mode(stat)).map_err(|e| failed("chmod", path, e))?;
+    attributes(Place::Open(from.as_fd()), Place::Open(to.as_fd()), path)?;
+    fs::futimens(to, &times(stat)).map_err(|e| failed("set times of", path, e))
+}
 
-    fn attributes(&self, from: Place<'_>, to: Place<'_>, path: &[u8]) -> Result<()> {
-        let found = xattrs::read(from).map_err(|e| failed("read attributes of", path, e))?;
-        if found.is_empty() {
-            return Ok(());
-        }
-        xattrs::write(
-            to,
-            &Entry {
-                xattrs: found,
-                ..blank()
-            },
-            path,
-        )
-        .map(drop)
+fn attributes(from: Place<'_>, to: Place<'_>, path: &[u8]) -> Result<()> {
+    let found = xattrs::read(from).map_err(|e| failed("read attributes of", path, e))?;
+    if found.is_empty() {
+        return Ok(());
     }
+    let entry = Entry {
+        xattrs: found,
+        ..blank()
+    };
+    xattrs::write(to, &entry, path).map(drop)
+}
+
+/// Gives the open directory `to` what `from` has: owner, mode, attributes, times.
+pub(crate) fn copy_metadata(from: &OwnedFd, to: &OwnedFd, path: &[u8]) -> Result<()> {
+    let stat = fs::fstat(from).map_err(|e| failed("stat", path, e))?;
+    finish(from, to, &stat, path)
 }
 
 fn owner(stat: &Stat) -> (fs::Uid, fs::Gid) {

@@ -1,62 +1,55 @@
 //! Compression formats of layers: recognised by the first bytes, never by a media type (registries lie about it).
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::{Receiver, Sender};
+use lzma_rust2::XzReader;
 
-/// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` needs (128 MiB), and the library's own limit.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+use crate::error::{Error, Result};
+use crate::frames::Frames;
+use crate::pipeline::Sender;
 
-/// A compression format.
+/// Most memory for an xz decoder, in KiB: what `xz -9` needs (a dictionary of 64 MiB) and some more.
+const XZ_MEMORY_KIB: u32 = 80 * 1024;
+
+/// A compression format. Docker reads the last two wherever it reads layers, so they are read here; they are never written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Plain,
     Gzip,
     Zstd,
+    Bzip2,
+    Xz,
 }
 
 impl Format {
     /// Recognises the format of a stream that begins with `head`.
-    pub(crate) fn detect(head: &[u8]) -> Result<Self> {
+    pub(crate) fn detect(head: &[u8]) -> Self {
         // zstd frames may be preceded by skippable frames, 0x184D2A50 to 0x184D2A5F little-endian (RFC 8878 §3.1.2).
         match head {
-            [0x1f, 0x8b, 0x08, ..] => Ok(Self::Gzip),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Self::Zstd),
-            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Self::Zstd),
-            [b'B', b'Z', b'h', ..] => Err(unsupported("bzip2")),
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Err(unsupported("xz")),
-            _ => Ok(Self::Plain),
+            [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [b'B', b'Z', b'h', ..] => Self::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
+            _ => Self::Plain,
         }
     }
 }
 
-fn unsupported(name: &str) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!("layers compressed with {name} are not supported"),
-    )
-}
-
 /// Decodes `input` into `output` until the end, an error, or until nobody reads any more.
-pub(crate) fn decode(format: Format, input: Receiver, output: Sender) {
+pub(crate) fn decode(format: Format, input: impl BufRead, output: Sender) {
     // `Stopped` only says that the other side has gone; it knows why.
     let _ = match format {
         Format::Plain => pump(input, output, "layer"),
         Format::Gzip => pump(flate2::bufread::MultiGzDecoder::new(input), output, "gzip"),
-        Format::Zstd => match zstd_decoder(input) {
+        Format::Zstd => match Frames::new(input) {
             Ok(decoder) => pump(decoder, output, "zstd"),
             Err(error) => {
                 output.pump(move |_| Err(corrupt("zstd", io::Error::new(error.kind(), error.to_string()))))
             }
         },
+        Format::Bzip2 => pump(bzip2::bufread::MultiBzDecoder::new(input), output, "bzip2"),
+        Format::Xz => pump(XzReader::new_mem_limit(input, true, XZ_MEMORY_KIB), output, "xz"),
     };
-}
-
-fn zstd_decoder(input: Receiver) -> io::Result<zstd::stream::read::Decoder<'static, Receiver>> {
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-    decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-    Ok(decoder)
 }
 
 fn pump(mut decoder: impl Read, output: Sender, what: &'static str) -> Result<(), crate::pipeline::Stopped> {

@@ -3,9 +3,9 @@
 //! The stream is canonical (order of `walk`, ustar with PAX records only where needed, no user names), so the same
 //! tree gives the same bytes, and `diff → apply → diff` is the identity.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{self, FileType, Mode, OFlags, Stat};
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use crate::WhiteoutFormat;
 use crate::entry::{Entry, Kind, Time};
 use crate::error::{Error, ErrorKind, Result, show};
+use crate::owner::Owners;
 use crate::pipeline::BUFFER_SIZE;
 use crate::walk::{Change, Visitor, changes};
 use crate::writer::{Writer, blank};
@@ -49,12 +50,31 @@ pub struct Diffed {
     pub stream_size: u64,
 }
 
+/// How a layer is written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DiffOptions<'a> {
+    /// Real owners of files that were unpacked with folded ones.
+    pub owners: Option<&'a Owners>,
+    /// Names that are left out, without a leading slash.
+    pub without: Option<&'a BTreeSet<Vec<u8>>>,
+}
+
 /// Writes the changes of `tree` as an uncompressed layer. Sockets are left out; a tar stream has no form for them.
 ///
 /// # Errors
 /// `Io` when a file cannot be read, or changes while it is; whatever `out` gives; `NoSpace`.
 pub fn diff(tree: &DiffTree<'_>, out: impl Write) -> Result<Diffed> {
+    diff_with(tree, &DiffOptions::default(), out)
+}
+
+/// As [`diff`], with options.
+///
+/// # Errors
+/// As [`diff`].
+pub fn diff_with(tree: &DiffTree<'_>, options: &DiffOptions<'_>, out: impl Write) -> Result<Diffed> {
     let mut pack = Pack {
+        owners: options.owners,
+        without: options.without,
         writer: Writer::new(out),
         links: HashMap::new(),
         buffer: vec![0; BUFFER_SIZE],
@@ -65,7 +85,9 @@ pub fn diff(tree: &DiffTree<'_>, out: impl Write) -> Result<Diffed> {
     Ok(pack.diffed)
 }
 
-struct Pack<W> {
+struct Pack<'o, W> {
+    owners: Option<&'o Owners>,
+    without: Option<&'o BTreeSet<Vec<u8>>>,
     writer: Writer<W>,
     /// First name of each inode that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
@@ -73,7 +95,7 @@ struct Pack<W> {
     diffed: Diffed,
 }
 
-impl<W: Write> Visitor for Pack<W> {
+impl<W: Write> Visitor for Pack<'_, W> {
     fn change(&mut self, change: Change<'_>) -> Result<()> {
         match change {
             Change::Marker { path } => {
@@ -93,8 +115,11 @@ impl<W: Write> Visitor for Pack<W> {
     }
 }
 
-impl<W: Write> Pack<W> {
+impl<W: Write> Pack<'_, W> {
     fn present(&mut self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<()> {
+        if self.without.is_some_and(|without| without.contains(path)) {
+            return Ok(());
+        }
         let failed = |operation: &str, errno| Error::os(format!("{operation} /{}", show(path)), errno);
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Kind::Regular,
@@ -110,6 +135,9 @@ impl<W: Write> Pack<W> {
         };
         self.diffed.entries += 1;
         let mut entry = describe(path, kind, stat);
+        if let Some(owners) = self.owners {
+            (entry.uid, entry.gid) = owners.real(path, stat.st_uid, stat.st_gid);
+        }
         if kind != Kind::Directory && stat.st_nlink > 1 {
             let first = self
                 .links
@@ -128,35 +156,80 @@ impl<W: Write> Pack<W> {
             entry.link = target.into_bytes();
         }
         if entry.kind == Kind::Regular {
-            return self.regular(&entry, parent, name);
+            return self.regular(&entry, parent, name, stat);
         }
         self.writer.header(&entry)
     }
 
-    fn regular(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    fn regular(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<()> {
         let failed = |operation: &str, errno| Error::os(format!("{operation} /{}", show(&entry.path)), errno);
         // Should it have become a FIFO meanwhile, NONBLOCK keeps us from waiting for a writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = fs::openat(parent, name, flags, Mode::empty()).map_err(|e| failed("open", e))?;
         self.writer.header(entry)?;
         self.diffed.size += entry.size;
-        let mut left = entry.size;
-        while left > 0 {
-            let wanted = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            match rustix::io::read(file.as_fd(), &mut self.buffer[..wanted]) {
+        let sparse = u64::try_from(stat.st_blocks).unwrap_or_default() * 512 < entry.size;
+        let mut at = 0;
+        while at < entry.size {
+            if sparse {
+                // Holes are not read; in the stream they are zeros, which every engine understands.
+                let data = next_data(&file, at, entry.size).map_err(|e| failed("look for data in", e))?;
+                self.zeros(data - at)?;
+                at = data;
+            }
+            let end = match sparse {
+                true => fs::seek(&file, fs::SeekFrom::Hole(at)).map_or(entry.size, |end| end.min(entry.size)),
+                false => entry.size,
+            };
+            at = self.extent(&file, at, end, &entry.path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the bytes from `at` to `end`.
+    fn extent(&mut self, file: &OwnedFd, mut at: u64, end: u64, path: &[u8]) -> Result<u64> {
+        while at < end {
+            let wanted = self
+                .buffer
+                .len()
+                .min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            match rustix::io::pread(file, &mut self.buffer[..wanted], at) {
                 Ok(0) => {
-                    let text = format!("/{} became shorter while it was read", show(&entry.path));
+                    let text = format!("/{} became shorter while it was read", show(path));
                     return Err(Error::new(ErrorKind::Io, text));
                 }
                 Ok(n) => {
                     self.writer.data(&self.buffer[..n])?;
-                    left -= n as u64;
+                    at += n as u64;
                 }
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(failed("read", errno)),
+                Err(errno) => return Err(Error::os(format!("read /{}", show(path)), errno)),
             }
         }
+        Ok(at)
+    }
+
+    fn zeros(&mut self, mut count: u64) -> Result<()> {
+        while count > 0 {
+            let n = ZEROS.len().min(usize::try_from(count).unwrap_or(usize::MAX));
+            self.writer.data(&ZEROS[..n])?;
+            count -= n as u64;
+        }
         Ok(())
+    }
+}
+
+/// What a hole is made of.
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// Where the next data of a sparse file begins; `size` when only a hole is left.
+fn next_data(file: &OwnedFd, at: u64, size: u64) -> Result<u64, Errno> {
+    match fs::seek(file, fs::SeekFrom::Data(at)) {
+        Ok(data) => Ok(data.min(size)),
+        Err(Errno::NXIO) => Ok(size),
+        // This file system does not tell.
+        Err(Errno::INVAL) => Ok(at),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -128,3 +128,28 @@ pub(crate) fn show(name: &[u8]) -> String {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_a_full_inode_table_and_a_full_quota_are_one_kind_with_dockers_words() {
+        for (errno, text) in [
+            // Also what the kernel says when there are no inodes.
+            (Errno::NOSPC, "create /a: no space left on device"),
+            (Errno::DQUOT, "create /a: disk quota exceeded"),
+        ] {
+            let error = Error::os("create /a", errno);
+            assert_eq!(
+                (error.kind(), error.to_string().as_str()),
+                (ErrorKind::NoSpace, text)
+            );
+        }
+    }
+
+    #[test]
+    fn names_are_shown_without_control_characters() {
+        assert_eq!(show(b"a\nb\x1b[31m\xff"), "a\\nb\\u{1b}[31m\u{fffd}");
+    }
+}

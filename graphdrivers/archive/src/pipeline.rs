@@ -1,8 +1,8 @@
 //! Queues of reused buffers between the threads of an unpack.
 //!
 //! ```text
-//!  source ─▶ read + SHA-256 ──▶ decode ──▶ SHA-256 + parse + write
-//!                          ◀─ empty ─┘  ◀─ empty ─┘
+//!  source ─▶ read + SHA-256 ──▶ decode ──▶ SHA-256 ──▶ parse + write
+//!                          ◀─ empty ─┘  ◀──────────── empty ─┘
 //! ```
 //!
 //! A queue owns [`BUFFERS`] buffers of [`BUFFER_SIZE`] bytes and never allocates more: a slow writer stops the reader.
@@ -18,8 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes in a buffer: large enough that handing over costs nothing, small enough for the second-level cache.
 pub(crate) const BUFFER_SIZE: usize = 256 * 1024;
-/// Buffers in a queue.
-const BUFFERS: usize = 4;
+/// Buffers in a queue: one with each thread, and some to ride out a slow moment.
+const BUFFERS: usize = 6;
 
 enum Message {
     Data(Box<[u8]>, usize),
@@ -44,29 +44,58 @@ pub(crate) struct Receiver {
     current: Option<(Box<[u8]>, usize)>,
     position: usize,
     ended: bool,
-    digest: Option<Context>,
 }
 
-/// A queue. With `hashed`, the receiver computes the SHA-256 of what it receives.
-pub(crate) fn queue(hashed: bool) -> (Sender, Receiver) {
+/// A place between the ends that sees every byte.
+pub(crate) struct Hashing {
+    from: mpsc::Receiver<Message>,
+    to: mpsc::Sender<Message>,
+}
+
+/// A queue.
+pub(crate) fn queue() -> (Sender, Receiver) {
     let (full_in, full_out) = mpsc::channel();
     let (empty_in, empty_out) = mpsc::channel();
+    let sender = Sender {
+        full: full_in,
+        empty: empty_out,
+        made: 0,
+    };
     let receiver = Receiver {
         full: full_out,
         empty: empty_in,
         current: None,
         position: 0,
         ended: false,
-        digest: hashed.then(|| Context::new(&SHA256)),
     };
-    (
-        Sender {
-            full: full_in,
-            empty: empty_out,
-            made: 0,
-        },
-        receiver,
-    )
+    (sender, receiver)
+}
+
+/// A queue with somebody in the middle who hashes.
+pub(crate) fn hashed_queue() -> (Sender, Hashing, Receiver) {
+    let (sender, mut receiver) = queue();
+    let (to, full) = mpsc::channel();
+    let from = std::mem::replace(&mut receiver.full, full);
+    (sender, Hashing { from, to }, receiver)
+}
+
+impl Hashing {
+    /// Hashes and hands on until the end; `None` when it was not reached.
+    pub(crate) fn run(self) -> Option<String> {
+        let mut digest = Context::new(&SHA256);
+        for message in self.from {
+            match &message {
+                Message::Data(buffer, len) => digest.update(&buffer[..*len]),
+                Message::End => {
+                    self.to.send(message).ok()?;
+                    return Some(digest_text(digest));
+                }
+                Message::Failed(_) => {}
+            }
+            self.to.send(message).ok()?;
+        }
+        None
+    }
 }
 
 /// `sha256:` and the hexadecimal digest.
@@ -133,12 +162,7 @@ impl Receiver {
         }
         self.position = 0;
         match self.full.recv() {
-            Ok(Message::Data(buffer, len)) => {
-                if let Some(digest) = &mut self.digest {
-                    digest.update(&buffer[..len]);
-                }
-                self.current = Some((buffer, len));
-            }
+            Ok(Message::Data(buffer, len)) => self.current = Some((buffer, len)),
             Ok(Message::End) => self.ended = true,
             Ok(Message::Failed(error)) => return Err(error),
             Err(mpsc::RecvError) => return Err(Error::new(ErrorKind::Io, "a thread of the unpacker died")),
@@ -151,12 +175,12 @@ impl Receiver {
         self.position += n;
     }
 
-    /// Receives the rest and gives the digest of everything, if this queue is hashed.
-    pub(crate) fn finish(mut self) -> Result<Option<String>> {
+    /// Receives the rest, so that damage there is seen.
+    pub(crate) fn finish(mut self) -> Result<()> {
         loop {
             let n = self.fill()?.len();
             if n == 0 {
-                return Ok(self.digest.take().map(digest_text));
+                return Ok(());
             }
             self.consume_bytes(n);
         }
@@ -191,7 +215,8 @@ mod tests {
 
     #[test]
     fn bytes_arrive_in_order_and_are_hashed() {
-        let (sender, mut receiver) = queue(true);
+        let (sender, hashing, mut receiver) = hashed_queue();
+        let hashing = thread::spawn(|| hashing.run());
         let data: Vec<u8> = (0..251).cycle().take(BUFFER_SIZE * 9 + 17).collect();
         let copy = data.clone();
         let worker = thread::spawn(move || {
@@ -216,17 +241,30 @@ mod tests {
         assert!(got == data);
         worker.join().unwrap().unwrap();
         let expected = hex::encode(ring::digest::digest(&SHA256, &data));
-        assert_eq!(receiver.finish().unwrap().unwrap(), format!("sha256:{expected}"));
+        receiver.finish().unwrap();
+        assert_eq!(hashing.join().unwrap().unwrap(), format!("sha256:{expected}"));
     }
 
     #[test]
     fn a_dropped_receiver_stops_the_sender_and_a_dead_sender_is_an_error() {
-        let (sender, receiver) = queue(false);
+        let (sender, receiver) = queue();
         drop(receiver);
         assert!(sender.pump(|into| Ok(into.len())).is_err());
 
-        let (sender, mut receiver) = queue(false);
+        let (sender, mut receiver) = queue();
         drop(sender);
+        assert_eq!(receiver.fill().unwrap_err().kind(), ErrorKind::Io);
+
+        // The same with somebody in the middle.
+        let (sender, hashing, receiver) = hashed_queue();
+        drop(receiver);
+        let hashing = thread::spawn(|| hashing.run());
+        assert!(sender.pump(|into| Ok(into.len())).is_err());
+        assert_eq!(hashing.join().unwrap(), None);
+
+        let (sender, hashing, mut receiver) = hashed_queue();
+        drop(sender);
+        assert_eq!(hashing.run(), None);
         assert_eq!(receiver.fill().unwrap_err().kind(), ErrorKind::Io);
     }
 }

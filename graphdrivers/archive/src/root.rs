@@ -63,8 +63,17 @@ pub(crate) struct Root {
     /// The directory used last: most members are in the same one as the member before.
     last: Option<(Vec<u8>, Rc<Directory>)>,
     openat2_works: bool,
-    /// Directories made because the archive did not describe them: inode of the parent, name.
-    pub(crate) implied: Vec<(u64, Box<[u8]>)>,
+    /// Directories made because the archive did not describe them, until somebody takes note.
+    implied: Vec<Implied>,
+}
+
+/// A directory that a member lies in and that the archive did not describe before.
+#[derive(Debug)]
+pub(crate) struct Implied {
+    /// Inode of its parent.
+    pub(crate) parent: u64,
+    /// Where it really is, without symbolic links.
+    pub(crate) path: Vec<u8>,
 }
 
 pub(crate) fn directory_flags() -> OFlags {
@@ -87,12 +96,17 @@ impl Root {
         })
     }
 
-    #[cfg(test)]
+    /// The root itself.
     pub(crate) fn top(&self) -> &Rc<Directory> {
         &self.top
     }
 
-    /// Opens the directory `path` (cleaned); missing ones are made.
+    /// The directories that were made since the last call.
+    pub(crate) fn take_implied(&mut self) -> Vec<Implied> {
+        std::mem::take(&mut self.implied)
+    }
+
+    /// Opens the directory `path` (cleaned); missing ones are made, see [`Root::take_implied`].
     pub(crate) fn directory(&mut self, path: &[u8]) -> Result<Rc<Directory>> {
         if let Some(found) = self.cached(path) {
             return Ok(found);
@@ -184,6 +198,8 @@ impl Root {
     /// Resolves one part at a time, links inside the root, and makes missing directories if `create`.
     fn walk(&mut self, path: &[u8], create: bool) -> Result<Directory, Errno> {
         let mut open: Vec<Directory> = Vec::new();
+        // Names of those in `open`.
+        let mut real: Vec<Vec<u8>> = Vec::new();
         let mut todo: Vec<Vec<u8>> = parts_reversed(path);
         let mut links = 0;
         while let Some(part) = todo.pop() {
@@ -191,16 +207,25 @@ impl Root {
                 b"" | b"." => continue,
                 b".." => {
                     open.pop();
+                    real.pop();
                     continue;
                 }
                 _ => {}
             }
             let here: &Directory = open.last().unwrap_or(&self.top);
             match fs::openat(here, &part[..], directory_flags(), Mode::empty()) {
-                Ok(fd) => open.push(Directory::new(fd)?),
+                Ok(fd) => {
+                    open.push(Directory::new(fd)?);
+                    real.push(part);
+                }
                 Err(Errno::NOENT) if create => {
                     let made = make_directory(here, &part)?;
-                    self.implied.push((here.inode, part.into_boxed_slice()));
+                    let parent = here.inode;
+                    real.push(part);
+                    self.implied.push(Implied {
+                        parent,
+                        path: real.join(&b'/'),
+                    });
                     open.push(made);
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => {
@@ -215,6 +240,7 @@ impl Root {
                     }
                     if target.starts_with(b"/") {
                         open.clear();
+                        real.clear();
                     }
                     todo.extend(parts_reversed(&target));
                 }

@@ -37,11 +37,13 @@ fn bad() -> Error {
     Error::corrupt("tar: bad sparse map")
 }
 
+fn too_long() -> Error {
+    Error::corrupt(format!("tar: a sparse map of more than {EXTENTS_MAX} pieces"))
+}
+
 fn push(map: &mut Vec<Extent>, extent: Extent) -> Result<()> {
     if map.len() == EXTENTS_MAX {
-        return Err(Error::corrupt(format!(
-            "tar: a sparse map of more than {EXTENTS_MAX} pieces"
-        )));
+        return Err(too_long());
     }
     map.push(extent);
     Ok(())
@@ -159,7 +161,7 @@ impl DataMap {
                         usize::try_from(value)
                             .ok()
                             .filter(|n| *n <= EXTENTS_MAX)
-                            .ok_or_else(bad)?,
+                            .ok_or_else(too_long)?,
                     );
                 }
                 (Some(_), None) => self.offset = Some(value),

@@ -4,17 +4,21 @@
 //! end, because every member written into it changes them. The last member of a name wins; a directory is replaced
 //! only by something that is not a directory.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
+use crate::adopt::ImpliedDirectories;
 use crate::entry::{Entry, Kind, Time};
 use crate::error::{Error, ErrorKind, Result, show};
 use crate::name::{self, Meaning};
+use crate::owner::{Owner, OwnerMap, OwnerSink, SquashedOwner};
 use crate::reader::{Reader, Stream};
 use crate::root::{Directory, Root, remove_all};
+use crate::times::TimesLog;
 use crate::whiteout::Whiteouts;
 use crate::{ApplyOptions, ApplyTarget, xattrs};
 
@@ -25,42 +29,59 @@ pub(crate) struct Counts {
     pub(crate) entries: u64,
     pub(crate) skipped_devices: u64,
     pub(crate) skipped_xattrs: u64,
+    pub(crate) squashed: u64,
+}
+
+/// What was written, and what remains to be known of it.
+pub(crate) struct Unpacked {
+    pub(crate) counts: Counts,
+    pub(crate) implied: ImpliedDirectories,
 }
 
 /// Unpacks one layer.
-pub(crate) struct Unpacker {
+pub(crate) struct Unpacker<'s> {
     root: Root,
     whiteouts: Whiteouts,
-    max_id: Option<u32>,
+    owners: OwnerMap,
+    /// Told the real owners of members whose owner is folded.
+    squashed: &'s mut OwnerSink<'s>,
     in_user_namespace: bool,
     /// The owner that new files get by themselves.
     own_ids: (u32, u32),
     /// Times of directories in the order of the archive, set when everything is written.
-    directory_times: Vec<(Box<[u8]>, Timestamps)>,
+    directory_times: TimesLog,
+    /// Directories that the archive uses and does not describe.
+    implied: ImpliedDirectories,
     /// A directory or symbolic link was removed: what `directory_times` names may be something else now.
     path_changed: bool,
     counts: Counts,
 }
 
-impl Unpacker {
-    pub(crate) fn new(target: &ApplyTarget, options: &ApplyOptions) -> Result<Self> {
+impl<'s> Unpacker<'s> {
+    pub(crate) fn new(
+        target: &ApplyTarget,
+        options: &ApplyOptions,
+        squashed: &'s mut OwnerSink<'s>,
+    ) -> Result<Self> {
         Ok(Self {
             root: Root::open(&target.directory)?,
             whiteouts: Whiteouts::new(target.whiteouts),
-            max_id: options.max_id,
+            owners: OwnerMap::of_this_process(options.max_id, options.oversized_ids),
+            squashed,
             in_user_namespace: skiff_sys::fsio::in_user_namespace(),
             own_ids: (
                 rustix::process::geteuid().as_raw(),
                 rustix::process::getegid().as_raw(),
             ),
-            directory_times: Vec::new(),
+            directory_times: TimesLog::default(),
+            implied: ImpliedDirectories::default(),
             path_changed: false,
             counts: Counts::default(),
         })
     }
 
     /// Writes all members of the archive in `stream`.
-    pub(crate) fn run(mut self, stream: &mut impl Stream) -> Result<Counts> {
+    pub(crate) fn run(mut self, stream: &mut impl Stream) -> Result<Unpacked> {
         let mut reader = Reader::new(stream);
         while let Some(entry) = reader.next()? {
             self.counts.entries += 1;
@@ -69,23 +90,36 @@ impl Unpacker {
                 // Docker (overlay2) and containerd leave the root's own metadata alone.
                 Meaning::Root | Meaning::Metadata => {}
                 Meaning::Opaque { parent } => {
-                    let directory = self.root.directory(parent)?;
-                    let gone = self.whiteouts.opaque(&directory, &self.root.implied)?;
+                    let directory = self.parent(parent)?;
+                    let gone = self.whiteouts.opaque(&directory)?;
                     self.removed(gone);
                 }
                 Meaning::Whiteout { parent, name } => {
-                    let directory = self.root.directory(parent)?;
+                    let directory = self.parent(parent)?;
                     let gone = self.whiteouts.delete(&directory, name)?;
                     self.removed(gone);
                 }
                 Meaning::Member { parent, base } => {
-                    let parent = self.root.directory(parent)?;
+                    let parent = self.parent(parent)?;
                     self.member(&entry, &mut reader, &parent, base, &path)?;
                 }
             }
         }
         self.set_directory_times()?;
-        Ok(self.counts)
+        Ok(Unpacked {
+            counts: self.counts,
+            implied: self.implied,
+        })
+    }
+
+    /// The directory that a member lies in.
+    fn parent(&mut self, path: &[u8]) -> Result<Rc<Directory>> {
+        let directory = self.root.directory(path)?;
+        for made in self.root.take_implied() {
+            self.whiteouts.written(made.parent, name::split(&made.path).1);
+            self.implied.push(&made.path);
+        }
+        Ok(directory)
     }
 
     fn member<S: Stream>(
@@ -106,21 +140,36 @@ impl Unpacker {
                 self.node(entry, owner, parent, base, path)?;
             }
         }
-        self.whiteouts.written(parent, base);
+        self.whiteouts.written(parent.inode, base);
         Ok(())
     }
 
-    /// The owner, if this user namespace has it.
-    fn owner(&self, entry: &Entry, path: &[u8]) -> Result<(u32, u32)> {
-        let known = |id: u64| {
-            // The last number means "leave it" to chown(2).
-            u32::try_from(id)
-                .ok()
-                .filter(|id| *id != u32::MAX && self.max_id.is_none_or(|max| *id <= max))
-        };
-        match (known(entry.uid), known(entry.gid)) {
-            (Some(uid), Some(gid)) => Ok((uid, gid)),
-            _ => Err(id_range(entry, path)),
+    /// What owners are folded onto.
+    pub(crate) fn folded(&self) -> (u32, u32) {
+        self.owners.folded()
+    }
+
+    /// The owner on disk: its own, if this user namespace has it.
+    fn owner(&mut self, entry: &Entry, path: &[u8]) -> Result<(u32, u32)> {
+        match self.owners.owner(entry) {
+            Owner::Real(uid, gid) => Ok((uid, gid)),
+            Owner::Unknown => Err(id_range(entry, path)),
+            Owner::Squashed(uid, gid) => {
+                let real = SquashedOwner {
+                    path,
+                    uid: entry.uid,
+                    gid: entry.gid,
+                };
+                (self.squashed)(real).map_err(|error| {
+                    let kind = match error.kind() {
+                        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+                        _ => ErrorKind::Io,
+                    };
+                    Error::new(kind, "keep the owner of a file").caused_by(error)
+                })?;
+                self.counts.squashed += 1;
+                Ok((uid, gid))
+            }
         }
     }
 
@@ -193,8 +242,10 @@ impl Unpacker {
             // The cached descriptor remembers the bit as it was before.
             self.root.forget();
         }
-        self.directory_times.push((path.into(), times(entry)));
-        Ok(())
+        let top = self.root.top();
+        self.directory_times
+            .push(top.as_fd(), path, &times(entry))
+            .map_err(|e| failed("keep times of", path, e))
     }
 
     fn symlink(
@@ -214,6 +265,7 @@ impl Unpacker {
         self.create(parent, base, path, "symlink", || {
             fs::symlinkat(&entry.link[..], parent, base)
         })?;
+        self.counts.size += entry.link.len() as u64;
         self.own(entry, owner, parent, path, |uid, gid| {
             chown_at(parent, base, uid, gid)
         })?;
@@ -364,23 +416,25 @@ impl Unpacker {
     }
 
     fn set_directory_times(&mut self) -> Result<()> {
-        for (path, times) in std::mem::take(&mut self.directory_times) {
-            let (parent, base) = name::split(&path);
-            let parent: Rc<Directory> = match self.root.existing(parent) {
-                Ok(parent) => parent,
-                // Removed or replaced by a later member.
-                Err(_) if self.path_changed => continue,
-                Err(errno) => return Err(failed("set times of", &path, errno)),
-            };
-            if self.path_changed {
-                match fs::statat(&parent, base, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
-                    _ => continue,
-                }
+        let log = std::mem::take(&mut self.directory_times);
+        log.each(|path, times| self.set_directory_time(path, times))
+    }
+
+    fn set_directory_time(&mut self, path: &[u8], times: &Timestamps) -> Result<()> {
+        let (parent, base) = name::split(path);
+        let parent: Rc<Directory> = match self.root.existing(parent) {
+            Ok(parent) => parent,
+            // Removed or replaced by a later member.
+            Err(_) if self.path_changed => return Ok(()),
+            Err(errno) => return Err(failed("set times of", path, errno)),
+        };
+        if self.path_changed {
+            match fs::statat(&parent, base, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
+                _ => return Ok(()),
             }
-            set_times(&parent, base, &times, &path)?;
         }
-        Ok(())
+        set_times(&parent, base, times, path)
     }
 }
 
@@ -390,39 +444,101 @@ fn write_data<S: Stream>(
     file: &OwnedFd,
     path: &[u8],
 ) -> Result<()> {
-    let Some(map) = &entry.sparse else {
-        return write_pieces(reader, file, u64::MAX, path);
+    let mut output = Output {
+        file,
+        path,
+        at: 0,
+        holes: entry.size >= HOLE,
+        length: 0,
     };
-    for extent in map {
-        fs::seek(file, fs::SeekFrom::Start(extent.offset)).map_err(|e| failed("seek in", path, e))?;
-        write_pieces(reader, file, extent.length, path)?;
-    }
-    fs::ftruncate(file, entry.size).map_err(|e| failed("truncate", path, e))
-}
-
-/// Writes at most `limit` bytes of the member's data, straight from the decoder's buffer.
-fn write_pieces<S: Stream>(
-    reader: &mut Reader<'_, S>,
-    file: &OwnedFd,
-    limit: u64,
-    path: &[u8],
-) -> Result<()> {
-    let mut left = limit;
-    while left > 0 {
-        let piece = reader.data()?;
-        if piece.is_empty() {
-            break;
+    match &entry.sparse {
+        None => output.copy(reader, u64::MAX)?,
+        Some(map) => {
+            for extent in map {
+                output.at = extent.offset;
+                output.copy(reader, extent.length)?;
+            }
         }
-        let wanted = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let n = match rustix::io::write(file, &piece[..wanted]) {
-            Ok(n) => n,
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(failed("write", path, errno)),
-        };
-        reader.consume(n);
-        left -= n as u64;
+    }
+    if output.length < entry.size {
+        fs::ftruncate(file, entry.size).map_err(|e| failed("truncate", path, e))?;
     }
     Ok(())
+}
+
+/// Zeros that are not worth being written, in bytes: runs of this length at multiples of it become holes. Layers have no
+/// form for holes that all engines read, so what was one when the layer was made came as zeros.
+const HOLE: u64 = 64 * 1024;
+
+/// A file being written.
+struct Output<'f> {
+    file: &'f OwnedFd,
+    path: &'f [u8],
+    at: u64,
+    /// Look for zeros.
+    holes: bool,
+    /// Where the file ends so far.
+    length: u64,
+}
+
+impl Output<'_> {
+    /// Writes at most `limit` bytes of the member's data, straight from the decoder's buffer.
+    fn copy<S: Stream>(&mut self, reader: &mut Reader<'_, S>, limit: u64) -> Result<()> {
+        let mut left = limit;
+        while left > 0 {
+            let piece = reader.data()?;
+            if piece.is_empty() {
+                break;
+            }
+            let wanted = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let n = if self.holes {
+                self.step(&piece[..wanted])
+            } else {
+                self.write(&piece[..wanted])
+            }?;
+            reader.consume(n);
+            left -= n as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes or leaves out a beginning of `piece`, and says how much.
+    fn step(&mut self, piece: &[u8]) -> Result<usize> {
+        let mut data = 0;
+        while data < piece.len() {
+            let next = self.to_next_hole(data).min(piece.len() - data);
+            let zeros = piece[data..data + next].iter().all(|&b| b == 0);
+            match (zeros, data) {
+                (true, 0) => {
+                    self.at += next as u64;
+                    return Ok(next);
+                }
+                (true, _) => break,
+                (false, _) => data += next,
+            }
+        }
+        self.write(&piece[..data])
+    }
+
+    /// Bytes from `ahead` of the present place to the next multiple of [`HOLE`].
+    fn to_next_hole(&self, ahead: usize) -> usize {
+        let at = self.at + ahead as u64;
+        usize::try_from(HOLE - at % HOLE).unwrap_or(usize::MAX)
+    }
+
+    fn write(&mut self, piece: &[u8]) -> Result<usize> {
+        loop {
+            match rustix::io::pwrite(self.file, piece, self.at) {
+                Ok(n) => {
+                    self.at += n as u64;
+                    self.length = self.length.max(self.at);
+                    return Ok(n);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed("write", self.path, errno)),
+            }
+        }
+    }
 }
 
 fn uid(id: u32) -> fs::Uid {

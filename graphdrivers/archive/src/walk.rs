@@ -23,7 +23,7 @@ use crate::xattrs::{self, Place};
 /// Room that a tree takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskUsage {
-    /// Bytes of regular files (apparent size), each inode once.
+    /// Bytes of regular files (apparent size) and of symbolic links' targets, each inode once: what Docker counts.
     pub bytes: u64,
     /// Inodes.
     pub inodes: u64,
@@ -82,7 +82,8 @@ impl Sum {
             return;
         }
         self.disk.inodes += 1;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if matches!(kind, FileType::RegularFile | FileType::Symlink) {
             self.disk.bytes += u64::try_from(stat.st_size).unwrap_or_default();
         }
     }
@@ -102,7 +103,12 @@ pub(crate) fn changes(tree: &DiffTree<'_>, visitor: &mut dyn Visitor) -> Result<
     let mut path = Vec::new();
     match tree {
         DiffTree::Native { directory, whiteouts } => {
-            native(&open_top(directory)?, &mut path, *whiteouts, visitor)
+            let top = open_top(directory)?;
+            // No container makes its root opaque, but a layer can say so.
+            if is_opaque(&top, *whiteouts).map_err(|e| failed("read attributes of", &path, e))? {
+                visitor.change(Change::Marker { path: OPAQUE_NAME })?;
+            }
+            native(&top, &mut path, *whiteouts, visitor)
         }
         DiffTree::Compare { directory, parent } => {
             let old = parent.map(open_top).transpose()?.map(Rc::new);
@@ -407,9 +413,26 @@ fn items(new: &OwnedFd, old: Option<&Rc<OwnedFd>>, path: &[u8]) -> Result<Vec<It
 
 /// Whether a name stands for the same thing in both trees. Contents are taken as equal when size and time of change
 /// are; a directory's size and time say nothing about itself.
-fn is_same(new: &OwnedFd, old: &OwnedFd, name: &[u8], stat: &Stat) -> Result<bool, Errno> {
+///
+/// Trees on different devices are subvolumes, one a snapshot of the other: there a file that was never touched keeps its
+/// inode number and the time of its inode's change, which nobody can set, so that most are told by one stat(2). The few
+/// others are read when size and time are equal: a package manager sets times as it likes.
+pub(crate) fn is_same(new: &OwnedFd, old: &OwnedFd, name: &[u8], stat: &Stat) -> Result<bool, Errno> {
     let before = stat_at(old, name)?;
     if (stat.st_dev, stat.st_ino) == (before.st_dev, before.st_ino) {
+        return Ok(true);
+    }
+    let snapshot = stat.st_dev != before.st_dev;
+    let inode = |stat: &Stat| {
+        (
+            stat.st_ino,
+            stat.st_ctime,
+            stat.st_ctime_nsec,
+            stat.st_mode,
+            stat.st_size,
+        )
+    };
+    if snapshot && inode(stat) == inode(&before) {
         return Ok(true);
     }
     if (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev)
@@ -427,5 +450,33 @@ fn is_same(new: &OwnedFd, old: &OwnedFd, name: &[u8], stat: &Stat) -> Result<boo
     {
         return Ok(false);
     }
-    Ok(xattrs::read(Place::Name(new.as_fd(), name))? == xattrs::read(Place::Name(old.as_fd(), name))?)
+    if xattrs::read(Place::Name(new.as_fd(), name))? != xattrs::read(Place::Name(old.as_fd(), name))? {
+        return Ok(false);
+    }
+    Ok(!snapshot || kind != FileType::RegularFile || same_bytes(new, old, name)?)
 }
+
+/// Whether two files of one size hold the same.
+fn same_bytes(new: &OwnedFd, old: &OwnedFd, name: &[u8]) -> Result<bool, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let open = |directory| fs::openat(directory, name, flags, Mode::empty()).map(std::fs::File::from);
+    let (new, old) = (open(new)?, open(old)?);
+    let mut buffers = [vec![0; COMPARED], vec![0; COMPARED]];
+    let [ours, theirs] = &mut buffers;
+    let mut at = 0;
+    loop {
+        let read =
+            |file, buffer: &mut [u8]| rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *buffer, at));
+        let (n, m) = (read(&new, ours)?, read(&old, theirs)?);
+        if n != m || ours[..n] != theirs[..m] {
+            return Ok(false);
+        }
+        if n == 0 {
+            return Ok(true);
+        }
+        at += n as u64;
+    }
+}
+
+/// Bytes compared at once.
+const COMPARED: usize = 64 * 1024;

@@ -2,9 +2,11 @@
 //!
 //! A whiteout concerns the layers below only (OCI image specification, "Whiteouts"): what this layer itself has
 //! written under the same name stays. With [`WhiteoutFormat::Delete`] the lower layers' files are in the same
-//! directory, so the names this layer wrote are remembered.
+//! directory, so the names this layer wrote are remembered (as hashes with a key of this process: eight bytes a name
+//! whatever its length, and no archive can make two of them meet).
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, Stat, XattrFlags};
@@ -24,7 +26,8 @@ pub(crate) const OPAQUE_USER: &str = "user.overlay.opaque";
 pub(crate) struct Whiteouts {
     format: WhiteoutFormat,
     /// Names that this layer wrote, with their directory's inode; only kept for `Delete`.
-    written: HashSet<(u64, Box<[u8]>)>,
+    written: HashSet<u64>,
+    key: RandomState,
 }
 
 impl Whiteouts {
@@ -32,21 +35,26 @@ impl Whiteouts {
         Self {
             format,
             written: HashSet::new(),
+            key: RandomState::new(),
         }
     }
 
-    /// Remembers that this layer has `base` in `parent`.
-    pub(crate) fn written(&mut self, parent: &Directory, base: &[u8]) {
+    /// Remembers that this layer has `base` in the directory with inode `parent`.
+    pub(crate) fn written(&mut self, parent: u64, base: &[u8]) {
         if self.format == WhiteoutFormat::Delete {
-            self.written.insert((parent.inode, base.into()));
+            self.written.insert(self.key.hash_one((parent, base)));
         }
+    }
+
+    fn wrote(&self, parent: u64, base: &[u8]) -> bool {
+        self.written.contains(&self.key.hash_one((parent, base)))
     }
 
     /// Deletes `name`; says whether a directory or symbolic link vanished.
-    pub(crate) fn delete(&mut self, parent: &Directory, name: &[u8]) -> Result<bool> {
+    pub(crate) fn delete(&self, parent: &Directory, name: &[u8]) -> Result<bool> {
         let failed = |errno| Error::os(format!("delete {:?}", show(name)), errno);
         if self.format == WhiteoutFormat::Delete {
-            if self.written.contains(&(parent.inode, name.into())) {
+            if self.wrote(parent.inode, name) {
                 return Ok(false);
             }
             return Ok(remove_all(parent, name).map_err(failed)?.path_changed);
@@ -73,9 +81,8 @@ impl Whiteouts {
     }
 
     /// Deletes what the lower layers have in `directory`.
-    pub(crate) fn opaque(&mut self, directory: &Directory, implied: &[(u64, Box<[u8]>)]) -> Result<bool> {
+    pub(crate) fn opaque(&self, directory: &Directory) -> Result<bool> {
         if self.format == WhiteoutFormat::Delete {
-            self.written.extend(implied.iter().cloned());
             return self.purge(directory, directory.inode);
         }
         self.set_opaque(directory, b".").map(|()| false)
@@ -108,15 +115,12 @@ impl Whiteouts {
         let failed = |errno| Error::os("make a directory opaque", errno);
         let mut path_changed = false;
         for name in names(directory.as_fd()).map_err(failed)? {
-            let key = (inode, name.into_boxed_slice());
-            if !self.written.contains(&key) {
-                path_changed |= remove_all(directory.as_fd(), &key.1)
-                    .map_err(failed)?
-                    .path_changed;
+            if !self.wrote(inode, &name) {
+                path_changed |= remove_all(directory.as_fd(), &name).map_err(failed)?.path_changed;
                 continue;
             }
             // Written by this layer, but a directory may have been there before and still hold lower files.
-            match fs::openat(directory.as_fd(), &key.1[..], directory_flags(), Mode::empty()) {
+            match fs::openat(directory.as_fd(), &name[..], directory_flags(), Mode::empty()) {
                 Ok(child) => {
                     let inode = fs::fstat(&child).map_err(failed)?.st_ino;
                     path_changed |= self.purge(&child, inode)?;

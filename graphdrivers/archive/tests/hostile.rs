@@ -6,209 +6,20 @@
     reason = "tests talk, and stop at any error"
 )]
 
+#[path = "support/scene.rs"]
+mod scene;
 #[expect(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use skiff_archive::{Applied, ApplyOptions, ApplyTarget, Error, ErrorKind, WhiteoutFormat, apply};
+use scene::{Scene, archive, dir, each, file, hard, link, member, overlay, refused};
+use skiff_archive::{
+    ApplyOptions, ApplyTarget, ErrorKind, OversizedIds, WhiteoutFormat, apply, apply_recording,
+};
 use support::{tree, userns};
-
-/// One member of a layer, written without the checks that honest programs make.
-#[derive(Clone)]
-struct Member {
-    flag: u8,
-    name: Vec<u8>,
-    link: Vec<u8>,
-    data: Vec<u8>,
-    mode: u32,
-    ids: (u64, u64),
-    xattrs: Vec<(String, Vec<u8>)>,
-}
-
-fn member(flag: u8, name: impl AsRef<[u8]>, link: &str, data: &[u8]) -> Member {
-    Member {
-        flag,
-        name: name.as_ref().to_vec(),
-        link: link.as_bytes().to_vec(),
-        data: data.to_vec(),
-        mode: if flag == b'5' { 0o755 } else { 0o644 },
-        ids: (0, 0),
-        xattrs: Vec::new(),
-    }
-}
-
-fn file(name: impl AsRef<[u8]>, data: &str) -> Member {
-    member(b'0', name, "", data.as_bytes())
-}
-fn dir(name: &str) -> Member {
-    member(b'5', name, "", b"")
-}
-fn link(name: &str, target: &str) -> Member {
-    member(b'2', name, target, b"")
-}
-fn hard(name: &str, target: &str) -> Member {
-    member(b'1', name, target, b"")
-}
-
-fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut data = Vec::new();
-    for (key, value) in records {
-        let rest = key.len() + value.len() + 3;
-        let mut length = rest + 1;
-        while rest + length.to_string().len() != length {
-            length = rest + length.to_string().len();
-        }
-        data.extend_from_slice(format!("{length} {key}=").as_bytes());
-        data.extend_from_slice(value);
-        data.push(b'\n');
-    }
-    data
-}
-
-fn push(out: &mut Vec<u8>, flag: u8, name: &[u8], data: &[u8], fill: impl FnOnce(&mut tar::Header)) {
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(tar::EntryType::new(flag));
-    let n = name.len().min(100);
-    header.as_old_mut().name[..n].copy_from_slice(&name[..n]);
-    header.set_size(data.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(1_000_000_000);
-    fill(&mut header);
-    header.set_cksum();
-    out.extend_from_slice(header.as_bytes());
-    out.extend_from_slice(data);
-    out.resize(out.len().next_multiple_of(512), 0);
-}
-
-fn archive(members: &[Member]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for m in members {
-        let mut records: Vec<(String, Vec<u8>)> = m
-            .xattrs
-            .iter()
-            .map(|(k, v)| (format!("SCHILY.xattr.{k}"), v.clone()))
-            .collect();
-        if m.name.len() > 100 {
-            records.push(("path".to_owned(), m.name.clone()));
-        }
-        if m.link.len() > 100 {
-            records.push(("linkpath".to_owned(), m.link.clone()));
-        }
-        if m.ids.0 > 0o7777777 {
-            records.push(("uid".to_owned(), m.ids.0.to_string().into_bytes()));
-        }
-        if !records.is_empty() {
-            let borrowed: Vec<(&str, &[u8])> = records.iter().map(|(k, v)| (&k[..], &v[..])).collect();
-            push(&mut out, b'x', b"pax", &pax(&borrowed), |_| ());
-        }
-        push(&mut out, m.flag, &m.name, &m.data, |header| {
-            header.set_mode(m.mode);
-            header.set_uid(if m.ids.0 > 0o7777777 { 0 } else { m.ids.0 });
-            header.set_gid(m.ids.1);
-            let n = m.link.len().min(100);
-            header.as_old_mut().linkname[..n].copy_from_slice(&m.link[..n]);
-            if matches!(m.flag, b'3' | b'4') {
-                header.set_device_major(1).unwrap();
-                header.set_device_minor(3).unwrap();
-            }
-        });
-    }
-    out.extend_from_slice(&[0; 1024]);
-    out
-}
-
-/// A root to unpack into, with things around it that must not change.
-struct Scene {
-    scratch: tempfile::TempDir,
-    format: WhiteoutFormat,
-    around: tree::Tree,
-}
-
-impl Scene {
-    fn new(format: WhiteoutFormat) -> Self {
-        let scratch = tempfile::tempdir().unwrap();
-        let outside = scratch.path().join("outside");
-        fs::create_dir_all(outside.join("dir")).unwrap();
-        fs::write(outside.join("secret"), "secret").unwrap();
-        fs::create_dir(scratch.path().join("root")).unwrap();
-        let around = tree::read(&outside);
-        Self {
-            scratch,
-            format,
-            around,
-        }
-    }
-
-    fn root(&self) -> PathBuf {
-        self.scratch.path().join("root")
-    }
-
-    fn apply_bytes(&self, bytes: &[u8]) -> Result<Applied, Error> {
-        let target = ApplyTarget {
-            directory: self.root(),
-            whiteouts: self.format,
-        };
-        let outcome = apply(bytes, &target, &ApplyOptions::default());
-        assert_eq!(
-            tree::read(&self.scratch.path().join("outside")),
-            self.around,
-            "something outside the root changed"
-        );
-        let names: Vec<_> = fs::read_dir(self.scratch.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        assert_eq!(names.len(), 2, "something new beside the root: {names:?}");
-        outcome
-    }
-
-    fn apply(&self, members: &[Member]) -> Result<Applied, Error> {
-        self.apply_bytes(&archive(members))
-    }
-
-    fn text(&self, path: &str) -> String {
-        fs::read_to_string(self.root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
-    }
-
-    fn missing(&self, path: &str) -> bool {
-        fs::symlink_metadata(self.root().join(path)).is_err()
-    }
-}
-
-/// The overlay format that this process may write.
-fn overlay() -> WhiteoutFormat {
-    if userns::inside() {
-        WhiteoutFormat::OverlayUser
-    } else {
-        WhiteoutFormat::OverlayTrusted
-    }
-}
-
-fn formats() -> [WhiteoutFormat; 2] {
-    [WhiteoutFormat::Delete, overlay()]
-}
-
-/// Runs `check` with a fresh scene in each whiteout format.
-fn each(check: impl Fn(&Scene)) {
-    if !userns::powers() {
-        return;
-    }
-    for format in formats() {
-        println!("{format:?}");
-        check(&Scene::new(format));
-    }
-}
-
-fn refused(outcome: Result<Applied, Error>, kind: ErrorKind, text: &str) {
-    let error = outcome.unwrap_err();
-    assert_eq!(error.kind(), kind, "{error}");
-    assert!(error.to_string().contains(text), "{error:?}");
-}
 
 #[test]
 fn in_a_user_namespace() {
@@ -348,6 +159,56 @@ fn hard_links_stay_inside() {
 }
 
 #[test]
+fn hard_links_through_links_and_to_earlier_layers() {
+    each(|scene| {
+        scene
+            .apply(&[
+                dir("usr"),
+                dir("usr/lib"),
+                file("usr/lib/x", "1"),
+                link("lib", "/usr/lib"),
+                // Parents of both names are links.
+                hard("lib/y", "lib/x"),
+            ])
+            .unwrap();
+        let inode = |path: &str| fs::metadata(scene.root().join(path)).unwrap().ino();
+        assert_eq!(inode("usr/lib/x"), inode("usr/lib/y"));
+        // A directory has no second name.
+        refused(
+            scene.apply(&[hard("d", "usr")]),
+            ErrorKind::Io,
+            "operation not permitted",
+        );
+        // Forwards, as no packer writes it.
+        refused(
+            scene.apply(&[hard("early", "late"), file("late", "")]),
+            ErrorKind::Corrupt,
+            "no such file or directory in this layer",
+        );
+    });
+    if !userns::powers() {
+        return;
+    }
+    // An earlier layer's file: there in one tree; for an overlay's upper directory it is another file system's, and
+    // Docker and containerd refuse it as well.
+    let one_tree = Scene::new(WhiteoutFormat::Delete);
+    one_tree.apply(&[file("lower", "1")]).unwrap();
+    one_tree.apply(&[hard("again", "lower")]).unwrap();
+    assert_eq!(fs::metadata(one_tree.root().join("lower")).unwrap().nlink(), 2);
+    // A later layer that replaces one of the names leaves the other alone.
+    one_tree.apply(&[file("again", "2")]).unwrap();
+    assert_eq!(
+        (one_tree.text("lower"), one_tree.text("again")),
+        ("1".into(), "2".into())
+    );
+    refused(
+        Scene::new(overlay()).apply(&[hard("again", "lower")]),
+        ErrorKind::Corrupt,
+        "no such file or directory in this layer",
+    );
+}
+
+#[test]
 fn hard_links_share_the_inode_and_keep_capabilities() {
     each(|scene| {
         let mut tool = file("tool", "x");
@@ -424,6 +285,55 @@ fn whiteouts_delete_what_lower_layers_have() {
         .apply(&[dir("q"), file("p/.wh.1", ""), file(".wh.p", ""), file("p/2", "2")])
         .unwrap();
     assert_eq!(scene.text("p/2"), "2");
+}
+
+#[test]
+fn whiteouts_of_markers_and_of_parents() {
+    each(|scene| {
+        scene
+            .apply(&[
+                dir("d"),
+                file("d/x", "1"),
+                // The marker cannot be deleted: this is book-keeping of AUFS by its name, and left out.
+                file("d/.wh..wh..wh..opq", ""),
+                // A marker that is a directory is one all the same; what lies in it would be its contents.
+                dir("e"),
+                dir("e/.wh..wh..opq"),
+                // A whiteout's data, mode and owner mean nothing.
+                member(b'0', "e/.wh.gone", "", b"some bytes"),
+                link("e/.wh.link", "/etc"),
+            ])
+            .unwrap();
+        assert!(
+            scene.missing("d/.wh..wh..wh..opq")
+                && scene.missing("d/.wh..wh..opq")
+                && scene.missing("e/.wh..wh..opq")
+        );
+        assert_eq!(scene.text("d/x"), "1");
+        assert!(scene.missing("e/.wh.gone") && scene.missing("e/.wh.link"));
+        // The parent of what the layer has just written is deleted, then written to again.
+        scene
+            .apply(&[file("p/one", "1"), file("p/.wh.one", ""), file("p/two", "2")])
+            .unwrap();
+        assert_eq!(scene.text("p/two"), "2");
+        // The root has no parent, and cannot be deleted.
+        refused(
+            scene.apply(&[file("../.wh.root", "")]),
+            ErrorKind::Escape,
+            "is outside of",
+        );
+        refused(
+            scene.apply(&[file("/.wh.", "")]),
+            ErrorKind::Corrupt,
+            "invalid whiteout name",
+        );
+        // Below a file.
+        refused(
+            scene.apply(&[file("d/x/.wh.y", "")]),
+            ErrorKind::Io,
+            "not a directory",
+        );
+    });
 }
 
 #[test]
@@ -566,6 +476,30 @@ fn device_nodes_are_made_by_root_and_left_out_in_a_user_namespace() {
 }
 
 #[test]
+fn attributes_that_cannot_be_set() {
+    each(|scene| {
+        // Of a kind this namespace or this kind of file does not have: left out, as by Docker.
+        let mut symlink = link("s", "x");
+        symlink.xattrs.push(("user.on-a-link".into(), b"1".to_vec()));
+        let mut labelled = file("labelled", "x");
+        labelled.xattrs.push(("trusted.mine".into(), b"1".to_vec()));
+        let applied = scene.apply(&[symlink, labelled]).unwrap();
+        assert_eq!(applied.skipped_xattrs, if userns::inside() { 2 } else { 1 });
+        // A value that no kernel takes is the layer's fault, and an error.
+        let mut broken = file("broken", "x");
+        broken
+            .xattrs
+            .push(("security.capability".into(), b"nonsense".to_vec()));
+        refused(scene.apply(&[broken]), ErrorKind::Io, "security.capability");
+        // The root's are left alone.
+        let mut root = dir("./");
+        root.xattrs.push(("user.root".into(), b"1".to_vec()));
+        scene.apply(&[root]).unwrap();
+        assert_eq!(xattr::get(scene.root(), "user.root").unwrap(), None);
+    });
+}
+
+#[test]
 fn ids_that_the_namespace_lacks_give_dockers_text() {
     if !userns::powers() {
         return;
@@ -581,7 +515,10 @@ fn ids_that_the_namespace_lacks_give_dockers_text() {
         whiteouts: WhiteoutFormat::Delete,
     };
     huge.ids = (70_000, 0);
-    let limited = ApplyOptions { max_id: Some(65_536) };
+    let limited = ApplyOptions {
+        max_id: Some(65_536),
+        ..ApplyOptions::default()
+    };
     let bytes = archive(&[huge.clone()]);
     refused(
         apply(&bytes[..], &target, &limited),
@@ -598,6 +535,51 @@ fn ids_that_the_namespace_lacks_give_dockers_text() {
             "for UID 718322462, GID 0 (try increasing",
         );
     }
+}
+
+#[test]
+fn ids_that_the_namespace_lacks_can_be_folded() {
+    each(|scene| {
+        let mut sink = Vec::new();
+        let mut huge = file("huge", "x");
+        huge.ids = (718_322_462, 7);
+        let mut both = dir("both");
+        both.ids = (1_999_999, 1_888_888);
+        let mut fine = file("fine", "x");
+        fine.ids = (3, 4);
+        let target = ApplyTarget {
+            directory: scene.root(),
+            whiteouts: scene.format,
+        };
+        let options = ApplyOptions {
+            max_id: Some(60_000),
+            oversized_ids: OversizedIds::Squash,
+            ..ApplyOptions::default()
+        };
+        let bytes = archive(&[huge, both, fine, hard("again", "fine")]);
+        let applied = apply_recording(&bytes[..], &target, &options, &mut |owner| {
+            sink.push((owner.path.to_vec(), owner.uid, owner.gid));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!((applied.squashed, applied.folded), (2, (60_000, 60_000)));
+        let expected = [
+            (b"huge".to_vec(), 718_322_462, 7),
+            (b"both".to_vec(), 1_999_999, 1_888_888),
+        ];
+        assert_eq!(sink, expected);
+        let owner = |path: &str| {
+            let metadata = fs::symlink_metadata(scene.root().join(path)).unwrap();
+            (metadata.uid(), metadata.gid())
+        };
+        assert_eq!((owner("huge"), owner("both")), ((60_000, 7), (60_000, 60_000)));
+        // The header of a hard link says 0:0 here, and the last word is its.
+        assert_eq!(owner("fine"), (0, 0));
+        // A record that cannot be kept is an error: the owner would be lost.
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let outcome = apply_recording(&bytes[..], &target, &options, &mut |_| Err(full()));
+        refused(outcome, ErrorKind::NoSpace, "keep the owner of a file");
+    });
 }
 
 #[test]
@@ -709,114 +691,4 @@ fn modes_owners_and_times_do_not_depend_on_the_surroundings() {
             assert_eq!(tree[path].mtime, Some((1_000_000_000, 0)), "{path:?}");
         }
     });
-}
-
-#[test]
-fn damaged_streams_are_errors() {
-    use std::io::Write;
-    each(|scene| {
-        let plain = archive(&[file("a", &"x".repeat(100_000)), file("b", "y")]);
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(&plain).unwrap();
-        let gzip = gzip.finish().unwrap();
-        let zstd = zstd::encode_all(&plain[..], 3).unwrap();
-        for whole in [&plain, &gzip, &zstd] {
-            assert!(scene.apply_bytes(whole).is_ok());
-        }
-        for (whole, cut) in [
-            (&plain, 40_000),
-            (&gzip, gzip.len() - 1),
-            (&gzip, gzip.len() / 2),
-            (&zstd, zstd.len() - 1),
-        ] {
-            refused(scene.apply_bytes(&whole[..cut]), ErrorKind::Corrupt, "");
-        }
-        for whole in [&gzip, &zstd] {
-            let mut flipped = whole.clone();
-            let middle = flipped.len() / 2;
-            flipped[middle] ^= 0xff;
-            refused(scene.apply_bytes(&flipped), ErrorKind::Corrupt, "");
-            // Garbage after the end.
-            refused(
-                scene.apply_bytes(&[&whole[..], b"garbage"].concat()),
-                ErrorKind::Corrupt,
-                "",
-            );
-        }
-        // Garbage after the archive inside the stream belongs to it: it is hashed, and ignored as Docker does.
-        let tail = [&plain[..], b"garbage"].concat();
-        let applied = scene.apply_bytes(&tail).unwrap();
-        assert_eq!(applied.blob_size, tail.len() as u64);
-        refused(scene.apply_bytes(b"BZh91AY&SY"), ErrorKind::Unsupported, "bzip2");
-        refused(scene.apply_bytes(b"\xfd7zXZ\0\0"), ErrorKind::Unsupported, "xz");
-        refused(
-            scene.apply_bytes(&[b'#'; 2000]),
-            ErrorKind::Corrupt,
-            "invalid header",
-        );
-        // Docker takes an empty stream for an empty layer.
-        assert_eq!(scene.apply_bytes(b"").unwrap().entries, 0);
-    });
-}
-
-#[test]
-fn several_members_and_skippable_frames_are_one_stream() {
-    use std::io::Write;
-    each(|scene| {
-        let plain = archive(&[file("a", &"x".repeat(9_000)), file("b", "y")]);
-        let (head, tail) = plain.split_at(5_000);
-        let gzip = |bytes: &[u8]| {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            encoder.write_all(bytes).unwrap();
-            encoder.finish().unwrap()
-        };
-        let frame = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
-        let skippable = b"\x53\x2a\x4d\x18\x04\0\0\0skip".to_vec();
-        let digest = format!(
-            "sha256:{}",
-            hex::encode(ring::digest::digest(&ring::digest::SHA256, &plain))
-        );
-        for stream in [
-            [gzip(head), gzip(tail)].concat(),
-            [frame(head), skippable.clone(), frame(tail)].concat(),
-            [skippable.clone(), frame(&plain), skippable].concat(),
-        ] {
-            let applied = scene.apply_bytes(&stream).unwrap();
-            assert_eq!(
-                (&applied.diff_id, applied.entries, applied.size),
-                (&digest, 2, 9_001)
-            );
-            assert_eq!(scene.text("b"), "y");
-        }
-    });
-}
-
-#[test]
-fn an_error_of_the_source_is_told_as_such() {
-    struct Breaks(usize);
-    impl std::io::Read for Breaks {
-        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-            if self.0 == 0 {
-                return Err(std::io::Error::other("connection reset by peer"));
-            }
-            let n = into.len().min(self.0);
-            into[..n].fill(0);
-            self.0 -= n;
-            Ok(n)
-        }
-    }
-    if !userns::powers() {
-        return;
-    }
-    let scene = Scene::new(WhiteoutFormat::Delete);
-    let target = ApplyTarget {
-        directory: scene.root(),
-        whiteouts: WhiteoutFormat::Delete,
-    };
-    for length in [0, 1024, 3_000_000] {
-        // Also after the end of the archive: the digest would be wrong.
-        let error = apply(Breaks(length), &target, &ApplyOptions::default()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Source);
-        assert!(error.to_string().contains("connection reset by peer"), "{error}");
-    }
 }

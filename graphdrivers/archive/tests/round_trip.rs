@@ -169,13 +169,19 @@ fn same(a: &tree::Tree, b: &tree::Tree) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Few by default: each makes and reads some hundred files.
+fn cases() -> u32 {
+    let wanted = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    wanted.unwrap_or(25)
+}
+
 #[test]
 fn in_a_user_namespace() {
     userns::rerun("in_a_user_namespace");
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, max_shrink_iters: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, max_shrink_iters: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn a_tree_survives_packing_and_copying(files in files()) {
@@ -220,6 +226,16 @@ proptest! {
         // Hard links between changed and unchanged files cannot be told in a layer; contents and metadata can.
         let plain = |path: &Path| tree::without_links(&tree::read_without_directory_times(path));
         same(&plain(&b), &plain(&c))?;
+        // As an overlay's upper directory it is the same difference to the byte, whiteouts included, and once more.
+        let mut again = packed.clone();
+        for name in ["upper", "once-more"] {
+            let upper = scratch.path().join(name);
+            fs::create_dir(&upper).unwrap();
+            let format = if userns::inside() { WhiteoutFormat::OverlayUser } else { WhiteoutFormat::OverlayTrusted };
+            unpack(&again, &upper, format);
+            again = pack(&DiffTree::Native { directory: &upper, whiteouts: format });
+            prop_assert!(packed == again, "{}", name);
+        }
     }
 }
 
@@ -245,6 +261,47 @@ fn holes_stay_holes() {
     let copy = fs::metadata(b.join("sparse")).unwrap();
     assert_eq!(copy.len(), 1 << 26);
     assert!(copy.blocks() * 512 < 1 << 20, "{} blocks", copy.blocks());
+}
+
+#[test]
+fn holes_survive_a_layer_that_has_no_form_for_them() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    if !userns::powers() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| scratch.path().join(name));
+    for path in [&a, &b] {
+        fs::create_dir(path).unwrap();
+    }
+    // Data at places that fit no block, a hole at the end, only a hole, and zeros that were written.
+    let size = 10 << 20;
+    for (name, pieces) in [
+        ("some", &[3u64, 5_000_000, 9_999_999][..]),
+        ("none", &[]),
+        ("last", &[size - 1]),
+    ] {
+        let file = fs::File::create(a.join(name)).unwrap();
+        file.set_len(size).unwrap();
+        for at in pieces {
+            file.write_all_at(b"x", *at).unwrap();
+        }
+    }
+    fs::write(a.join("zeros"), vec![0; 1 << 20]).unwrap();
+    fs::write(a.join("small"), vec![0; 60_000]).unwrap();
+    let packed = pack(&whole(&a));
+    unpack(&packed, &b, WhiteoutFormat::Delete);
+    for name in ["some", "none", "last", "zeros", "small"] {
+        assert!(
+            fs::read(a.join(name)).unwrap() == fs::read(b.join(name)).unwrap(),
+            "{name}"
+        );
+        if name != "small" {
+            let blocks = fs::metadata(b.join(name)).unwrap().blocks();
+            assert!(blocks * 512 <= 512 << 10, "{name}: {blocks} blocks");
+        }
+    }
+    assert!(packed == pack(&whole(&b)));
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn find(table: &[u8], target: &[u8]) -> Option<String> {
 }
 
 /// Blanks, tabs, line ends and backslashes are written as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {

@@ -9,7 +9,8 @@ pub(super) struct Options {
 }
 
 /// Options that would change what this driver relies on.
-const RESERVED: [&str; 8] = [
+const RESERVED: [&str; 10] = [
+    "index",
     "lowerdir",
     "lowerdir+",
     "datadir+",
@@ -17,6 +18,7 @@ const RESERVED: [&str; 8] = [
     "workdir",
     "redirect_dir",
     "metacopy",
+    "nfs_export",
     "userxattr",
 ];
 

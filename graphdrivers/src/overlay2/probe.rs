@@ -2,14 +2,16 @@
 //! depends on the kernel, its patches, the file system below, and the security modules.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use super::NAME;
 use crate::OverlayMount;
-use crate::backing;
+use crate::backing::{self, kernel};
 use crate::error::{Error, ErrorKind, Result};
+use crate::exercise::Exercise;
 use crate::mounter::{self, MountFailure};
-use crate::snapshots::make_directory;
+use crate::select::Evidence;
+use crate::trial::Trial;
 
 /// How it works.
 #[derive(Debug)]
@@ -20,46 +22,69 @@ pub(super) struct Works {
     pub(super) backing: String,
 }
 
-/// Name of the directory that is tried in, beside the layers; left-overs of a kill are removed by the next try.
-const DIRECTORY: &str = ".probe-overlay2";
-
-pub(super) fn probe(root: &Path) -> Result<Works> {
-    // Beside and not inside: an unusable driver must not leave a directory that looks like a prior one.
-    let parent = root.parent().unwrap_or(Path::new("/"));
-    make_directory(parent, 0o710)?;
-    let place = parent.join(DIRECTORY);
-    discard(&place)?;
-    let outcome = attempt(parent, &place);
-    discard(&place)?;
-    outcome
-}
-
-/// Removes the trial directory, also when it is still mounted.
-fn discard(place: &Path) -> Result<()> {
-    if place.exists() {
-        mounter::detach(&place.join("merged"))?;
-        skiff_archive::remove_tree(place).map_err(crate::snapshots::archive_error)?;
+impl Works {
+    pub(super) fn evidence(&self) -> Evidence {
+        let place = if self.userxattr {
+            " in a user namespace"
+        } else {
+            ""
+        };
+        let notes = if self.volatile {
+            Vec::new()
+        } else {
+            vec![String::from(
+                "each end of a container writes the whole file system to the disk, because this kernel cannot mount an \
+                 overlay volatile; Linux 5.10 can",
+            )]
+        };
+        Evidence {
+            driver: NAME,
+            finding: format!(
+                "overlays can be mounted{place}, and changed as containers do, on {}, kernel {}",
+                self.backing,
+                kernel()
+            ),
+            notes,
+        }
     }
-    Ok(())
 }
 
-fn attempt(data_root: &Path, place: &Path) -> Result<Works> {
+/// Tries it out. `extra` are the options that writable mounts shall have besides.
+pub(super) fn probe(data_root: &Path, extra: &[String]) -> Result<Works> {
     let userxattr = skiff_sys::fsio::in_user_namespace();
-    let options = fixed_options(userxattr);
-    for name in ["lower/hidden", "lower2", "upper", "work", "merged"] {
-        make_directory(&place.join(name), 0o755)?;
+    if let Some(text) = refused_by_version(userxattr, selinux(), &kernel()) {
+        return Err(Error::new(ErrorKind::Unsupported, text));
     }
-    write(&place.join("lower/deleted"))?;
-    write(&place.join("lower2/below"))?;
-    write(&place.join("lower/hidden/file"))?;
+    let trial = Trial::begin(data_root, NAME)?;
+    attempt(trial.path(), userxattr, extra)
+}
+
+/// What a trial would not show: such a kernel mounts, and files cannot be changed later.
+fn refused_by_version(userxattr: bool, selinux: bool, kernel: &str) -> Option<String> {
+    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let version = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    (userxattr && selinux && version < (5, 13)).then(|| {
+        format!("overlay2: overlay is not supported for Rootless with SELinux, kernel {kernel}; needs 5.13")
+    })
+}
+
+/// Whether SELinux is on. Its file system may not be mounted here; a process has a label with three colons all the same.
+fn selinux() -> bool {
+    let label = fs::read_to_string("/proc/thread-self/attr/current").unwrap_or_default();
+    Path::new("/sys/fs/selinux/enforce").exists() || label.matches(':').count() >= 3
+}
+
+fn attempt(place: &Path, userxattr: bool, extra: &[String]) -> Result<Works> {
+    let options = fixed_options(userxattr);
+    let exercise = Exercise::lay_out(NAME, place)?;
     let mut overlay = OverlayMount {
-        lower: vec![place.join("lower"), place.join("lower2")],
-        upper: Some((place.join("upper"), place.join("work"))),
+        lower: exercise.lower(),
+        upper: Some(exercise.upper()),
         userxattr,
         options: [&options[..], &["volatile".to_owned()]].concat(),
     };
-    let backing = backing::name(data_root);
-    let merged = place.join("merged");
+    let backing = backing::name(place);
+    let merged = exercise.mount_point();
     // Not only to know whether it works: unmounting without it would sync the whole file system below.
     let volatile = mounter::mount_overlay(&overlay, &merged).is_ok();
     if !volatile {
@@ -67,24 +92,15 @@ fn attempt(data_root: &Path, place: &Path) -> Result<Works> {
         mounter::mount_overlay(&overlay, &merged)
             .map_err(|failure| refusal(&failure, userxattr, &backing))?;
     }
-    exercise(place, &merged)?;
+    exercise.run()?;
     mounter::detach(&merged)?;
     let attribute = if userxattr {
         "user.overlay.opaque"
     } else {
         "trusted.overlay.opaque"
     };
-    check(
-        is_whiteout(&place.join("upper/deleted")),
-        &backing,
-        "a deletion leaves no whiteout",
-    )?;
-    let opaque = xattr::get(place.join("upper/hidden"), attribute).ok().flatten();
-    check(
-        opaque.as_deref() == Some(b"y"),
-        &backing,
-        "a replaced directory is not marked opaque",
-    )?;
+    exercise.check_upper(attribute)?;
+    try_extra(&overlay, extra, &merged)?;
     Ok(Works {
         userxattr,
         options,
@@ -93,37 +109,30 @@ fn attempt(data_root: &Path, place: &Path) -> Result<Works> {
     })
 }
 
-/// Reads and changes the mount in the ways containers do.
-fn exercise(place: &Path, merged: &Path) -> Result<()> {
-    // What a mount cannot do although it could be made (no attributes on ramfs, for one) is a reason to refuse it; a
-    // full disk is not.
-    let step = |what: &str, error: std::io::Error| match Error::io("overlay2: trial mount", error) {
-        error if error.kind() == ErrorKind::NoSpace => error,
-        error => {
-            let text = format!(
-                "overlay2: cannot {what} in a mount on {}, kernel {}",
-                backing::name(place),
-                kernel()
-            );
-            Error::new(ErrorKind::Unsupported, text).caused_by(error)
-        }
-    };
-    fs::read(merged.join("below")).map_err(|e| step("read", e))?;
-    fs::remove_file(merged.join("deleted")).map_err(|e| step("delete", e))?;
-    fs::remove_file(merged.join("hidden/file")).map_err(|e| step("delete", e))?;
-    fs::remove_dir(merged.join("hidden")).map_err(|e| step("rmdir", e))?;
-    fs::create_dir(merged.join("hidden")).map_err(|e| step("mkdir", e))?;
-    // Without file types in directory entries (XFS made with ftype=0) overlayfs shows whiteouts as files.
-    let names: Vec<_> = fs::read_dir(merged)
-        .map_err(|e| step("readdir", e))?
-        .filter_map(|e| Some(e.ok()?.file_name()))
-        .collect();
-    if names.iter().any(|name| name == "deleted") {
-        let text = "overlay2: the backing filesystem has no d_type support: deleted files stay visible. \
-                    Reformat it with ftype=1 to enable it";
-        return Err(Error::new(ErrorKind::Unsupported, text));
+/// Better an error now than at the start of each container.
+fn try_extra(overlay: &OverlayMount, extra: &[String], merged: &Path) -> Result<()> {
+    if extra.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let mut overlay = overlay.clone();
+    overlay
+        .options
+        .extend(extra.iter().filter(|option| *option != "volatile").cloned());
+    mounter::mount_overlay(&overlay, merged).map_err(|failure| {
+        let log = if failure.log.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", failure.log)
+        };
+        Error::invalid(format!(
+            "overlay2.mountopt={}: {} {}{log}, kernel {}",
+            extra.join(","),
+            failure.call,
+            failure.symbol(),
+            kernel()
+        ))
+    })?;
+    mounter::detach(merged)
 }
 
 /// Options that keep an upper directory a whole difference, as far as this kernel knows them.
@@ -144,37 +153,12 @@ fn fixed_options(userxattr: bool) -> Vec<String> {
     options
 }
 
-fn write(path: &Path) -> Result<()> {
-    fs::write(path, b"x").map_err(|error| Error::io(format!("write {}", path.display()), error))
-}
-
-fn is_whiteout(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_char_device() && m.rdev() == 0)
-}
-
-fn check(holds: bool, backing: &str, what: &str) -> Result<()> {
-    if holds {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("overlay2: {what} on {backing}, kernel {}", kernel()),
-    ))
-}
-
-fn kernel() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
-}
-
 /// The sentence that says why not, with the evidence and the remedy.
 fn refusal(failure: &MountFailure, userxattr: bool, backing: &str) -> Error {
     use rustix::io::Errno;
     let kernel = kernel();
     let place = if userxattr { " in a user namespace" } else { "" };
     let remedy = match failure.errno {
-        Errno::PERM | Errno::ACCESS if userxattr && Path::new("/sys/fs/selinux/enforce").exists() => {
-            "overlay is not supported for Rootless with SELinux before Linux 5.13".to_owned()
-        }
         Errno::PERM | Errno::ACCESS if userxattr => "needs 5.11".to_owned(),
         Errno::PERM | Errno::ACCESS => "needs CAP_SYS_ADMIN".to_owned(),
         Errno::NODEV => "the kernel has no overlay file system (try `modprobe overlay` as root)".to_owned(),
@@ -206,6 +190,25 @@ fn refusal(failure: &MountFailure, userxattr: bool, backing: &str) -> Error {
 mod tests {
     use super::*;
     use rustix::io::Errno;
+
+    #[test]
+    fn selinux_needs_a_newer_kernel_only_without_root() {
+        let text = refused_by_version(true, true, "5.11.0-27-generic").unwrap();
+        assert_eq!(
+            text,
+            "overlay2: overlay is not supported for Rootless with SELinux, kernel 5.11.0-27-generic; needs 5.13"
+        );
+        assert!(refused_by_version(true, true, "4.18.0-553.el8_10").is_some());
+        for (userxattr, selinux, kernel) in [
+            (true, true, "5.13.0"),
+            (true, true, "6.1"),
+            (true, false, "5.11.0"),
+            (false, true, "5.11.0"),
+            (true, true, "odd"),
+        ] {
+            assert_eq!(refused_by_version(userxattr, selinux, kernel), None);
+        }
+    }
 
     #[test]
     fn refusals_carry_evidence_and_remedy() {

@@ -231,7 +231,7 @@ fn the_store_is_whole(engine: &Engine) {
 }
 
 /// Kills the engine at a random instant of `act`, over and over.
-fn killed_at_any_instant(
+pub(crate) fn killed_at_any_instant(
     driver: &str,
     longest: u64,
     mut act: impl FnMut(&Engine, u64) -> Vec<crate::harness::Docker>,

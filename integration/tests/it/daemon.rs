@@ -228,6 +228,38 @@ fn a_start_that_cannot_work_says_why() {
 }
 
 #[test]
+fn the_environment_overrides_the_configured_storage_driver() {
+    require!(Engine::own(), "starts the daemon with another driver");
+    let engine = Engine::prepare(Options::driver("vfs"));
+    let text = refuses(&engine, |command| {
+        command.env("DOCKER_DRIVER", "aufs");
+    });
+    assert!(
+        text.contains("the aufs storage-driver has been deprecated and removed"),
+        "{text}"
+    );
+}
+
+#[test]
+fn storage_options_are_checked_before_anything_is_written() {
+    require!(Engine::own(), "starts the daemon with options");
+    let engine = Engine::prepare(Options::driver("overlay2"));
+    for (option, expected) in [
+        ("overley2.mountopt=volatile", "did you mean overlay2.mountopt?"),
+        ("btrfs.min_space=1G", "for the storage driver btrfs"),
+        ("overlay2.size=1G", "quotas"),
+        ("overlay2.mountopt=metacopy=on", "metacopy is the driver's own"),
+        ("overlay2.mountopt=nonsense", "overlay2.mountopt=nonsense"),
+    ] {
+        let text = refuses(&engine, |command| {
+            command.args(["--storage-opt", option]);
+        });
+        assert!(text.contains(expected), "{option}: {text}");
+    }
+    assert!(!engine.data_root().join("overlay2").exists());
+}
+
+#[test]
 fn a_second_daemon_on_the_same_roots_is_refused() {
     require!(Engine::own(), "starts two daemons");
     let engine = Engine::with_busybox("overlay2");

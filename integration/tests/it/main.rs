@@ -7,11 +7,25 @@ mod harness;
 #[cfg(test)]
 mod api;
 #[cfg(test)]
+mod bench_storage;
+#[cfg(test)]
+mod changes;
+#[cfg(test)]
+mod commit;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod daemon;
 #[cfg(test)]
 mod disk;
+#[cfg(test)]
+mod driver_switch;
+#[cfg(test)]
+mod drivers;
+#[cfg(test)]
+mod export_import;
+#[cfg(test)]
+mod fuse_overlayfs;
 #[cfg(test)]
 mod images;
 #[cfg(test)]
@@ -21,14 +35,22 @@ mod lifecycle;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
+mod podman;
+#[cfg(test)]
 mod pull;
 #[cfg(test)]
 mod pull_faults;
 #[cfg(test)]
 mod run;
 #[cfg(test)]
+mod save_load;
+#[cfg(test)]
 mod sdk;
 #[cfg(test)]
 mod security;
 #[cfg(test)]
+mod storage_tool;
+#[cfg(test)]
 mod streams;
+#[cfg(test)]
+mod system_df;

@@ -300,7 +300,12 @@ impl<'a> NetworkSettings<'a> {
 }
 
 impl<'a> Inspect<'a> {
-    pub(crate) fn new(view: &'a ContainerView, size: Option<ContainerSize>) -> Self {
+    /// `graph` are the storage driver's rows.
+    pub(crate) fn new(
+        view: &'a ContainerView,
+        size: Option<ContainerSize>,
+        graph: &'a [(String, String)],
+    ) -> Self {
         let record = &*view.record;
         let file = |name: &str| record.directory.join(name).display().to_string();
         let log_path = match record.host_config.log_config.driver.as_str() {
@@ -327,7 +332,7 @@ impl<'a> Inspect<'a> {
             app_armor_profile: "",
             exec_ids: None,
             host_config: &record.host_config,
-            graph_driver: GraphDriver::new(&record.driver),
+            graph_driver: GraphDriver::new(&record.driver, graph),
             size_rw: size.map(|size| size.rw),
             size_root_fs: size.map(|size| size.root_fs),
             mounts: &record.mounts,

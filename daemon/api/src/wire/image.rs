@@ -22,7 +22,7 @@ pub(crate) struct Summary<'a> {
     created: i64,
     id: &'a str,
     labels: Option<&'a BTreeMap<String, String>>,
-    parent_id: &'static str,
+    parent_id: &'a str,
     repo_digests: Vec<&'a str>,
     repo_tags: Vec<&'a str>,
     shared_size: i64,
@@ -45,7 +45,7 @@ impl<'a> Summary<'a> {
             created: image.created.map_or(0, jiff::Timestamp::as_second),
             id: &image.id,
             labels: image.config.labels.as_ref(),
-            parent_id: "",
+            parent_id: image.parent.as_deref().unwrap_or_default(),
             repo_digests,
             repo_tags,
             shared_size: -1,
@@ -62,7 +62,7 @@ pub(crate) struct Inspect<'a> {
     id: &'a str,
     repo_tags: &'a [String],
     repo_digests: &'a [String],
-    parent: &'static str,
+    parent: &'a str,
     comment: &'a str,
     created: String,
     docker_version: &'a str,
@@ -81,17 +81,22 @@ pub(crate) struct Inspect<'a> {
     metadata: Metadata,
 }
 
-/// The storage driver of an image or container; how it stores things is its own business.
+/// The storage driver of an image or container, and where it keeps it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct GraphDriver<'a> {
-    data: Option<()>,
+    data: Option<BTreeMap<&'a str, &'a str>>,
     name: &'a str,
 }
 
 impl<'a> GraphDriver<'a> {
-    pub(crate) fn new(name: &'a str) -> Self {
-        Self { data: None, name }
+    /// A driver without rows (vfs, btrfs) has `null`, as with Docker.
+    pub(crate) fn new(name: &'a str, rows: &'a [(String, String)]) -> Self {
+        let data = rows.iter().map(|(title, value)| (title.as_str(), value.as_str()));
+        Self {
+            data: (!rows.is_empty()).then(|| data.collect()),
+            name,
+        }
     }
 }
 
@@ -110,7 +115,7 @@ struct Metadata {
 }
 
 impl<'a> Inspect<'a> {
-    pub(crate) fn new(image: &'a ImageView, storage_driver: &'a str, version: ApiVersion) -> Self {
+    pub(crate) fn new(image: &'a ImageView, graph_driver: GraphDriver<'a>, version: ApiVersion) -> Self {
         let docker_version = image
             .raw_config
             .get("docker_version")
@@ -120,7 +125,7 @@ impl<'a> Inspect<'a> {
             id: &image.id,
             repo_tags: &image.tags,
             repo_digests: &image.digests,
-            parent: "",
+            parent: image.parent.as_deref().unwrap_or_default(),
             comment: &image.comment,
             created: time::rfc3339(image.created),
             docker_version,
@@ -131,7 +136,7 @@ impl<'a> Inspect<'a> {
             os: &image.os,
             size: image.size,
             virtual_size: (version <= LAST_WITH_VIRTUAL_SIZE).then_some(image.size),
-            graph_driver: GraphDriver::new(storage_driver),
+            graph_driver,
             root_fs: RootFs {
                 kind: "layers",
                 layers: &image.layers,
@@ -193,6 +198,7 @@ mod tests {
             layers: vec!["sha256:cc".into()],
             top_layer: Some("sha256:cc".into()),
             raw_config: Value::Null,
+            parent: None,
         }
     }
 
@@ -220,8 +226,14 @@ mod tests {
     #[test]
     fn inspection() {
         let image = image();
-        let value = serde_json::to_value(Inspect::new(&image, "overlay2", ApiVersion(51))).unwrap();
-        assert_eq!(value["GraphDriver"], json!({"Data": null, "Name": "overlay2"}));
+        let with = |driver| serde_json::to_value(Inspect::new(&image, driver, ApiVersion(51))).unwrap();
+        let value = with(GraphDriver::new("vfs", &[]));
+        assert_eq!(value["GraphDriver"], json!({"Data": null, "Name": "vfs"}));
+        let rows = [("UpperDir", "/u"), ("LowerDir", "/a:/b")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(
+            with(GraphDriver::new("overlay2", &rows))["GraphDriver"],
+            json!({"Data": {"LowerDir": "/a:/b", "UpperDir": "/u"}, "Name": "overlay2"})
+        );
         assert_eq!(
             value["RootFS"],
             json!({"Type": "layers", "Layers": ["sha256:cc"]})

@@ -65,6 +65,7 @@ fn busybox() -> ImageView {
         layers: Vec::new(),
         top_layer: None,
         raw_config: serde_json::Value::Null,
+        parent: None,
     }
 }
 

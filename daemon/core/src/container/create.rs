@@ -99,7 +99,7 @@ fn name_of(entry: &str) -> &str {
 }
 
 /// What the request leaves open comes from the image.
-fn inherit(config: &mut ContainerConfig, image: &ContainerConfig) {
+pub(super) fn inherit(config: &mut ContainerConfig, image: &ContainerConfig) {
     if config.entrypoint.as_ref().is_none_or(Vec::is_empty) {
         if config.cmd.as_ref().is_none_or(Vec::is_empty) {
             config.cmd.clone_from(&image.cmd);
@@ -320,6 +320,7 @@ mod tests {
             layers: Vec::new(),
             top_layer: None,
             raw_config: serde_json::Value::Null,
+            parent: None,
         }
     }
 

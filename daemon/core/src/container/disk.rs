@@ -54,6 +54,34 @@ impl Disk {
         Ok(Self { root })
     }
 
+    /// Uses `root` as it is, or is not.
+    pub(super) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Ids of everything that is or was going to be a container.
+    pub(super) fn ids(&self) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names
+            .filter(|name| name.as_ref().map_or(true, |name| is_id(name)))
+            .collect()
+    }
+
+    /// The record of a container; `None` when it has none and so does not exist.
+    pub(super) fn read_record(&self, id: &str) -> Result<Option<Record>> {
+        let record: Option<Record> = read_json(&self.directory(id).join("config.json"))?;
+        match record {
+            Some(record) if record.id != id || record.version > FORMAT => Err(Error::system(
+                "it is of another container or of a newer version of this program",
+            )),
+            other => Ok(other),
+        }
+    }
+
     pub(super) fn directory(&self, id: &str) -> PathBuf {
         self.root.join(id)
     }

@@ -1,12 +1,13 @@
 //! Containers' writable layers in the image store: the blocking calls of `skiff-store` on threads that may block.
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use skiff_graphdrivers::LayerId;
-use skiff_store::{GcOptions, RwLayers, Store};
+use skiff_graphdrivers::{LayerId, Mounter};
+use skiff_store::{AddedLayer, GcOptions, PathChange, RwLayers, Store};
 
 use super::RootFilesystems;
 use crate::error::{Error, Result};
@@ -23,9 +24,9 @@ pub struct StoredFilesystems {
 }
 
 impl StoredFilesystems {
-    /// Writable layers in `store`, mounted below `mount_root` where the driver needs mounts.
-    pub fn new(store: Store, mount_root: PathBuf) -> Self {
-        let layers = RwLayers::new(store.clone(), mount_root);
+    /// Writable layers in `store`, mounted by `mounter` below `mount_root` where the driver needs mounts.
+    pub fn new(store: Store, mount_root: PathBuf, mounter: Mounter) -> Self {
+        let layers = RwLayers::with_mounter(store.clone(), mount_root, mounter);
         Self { store, layers }
     }
 
@@ -76,6 +77,11 @@ impl RootFilesystems for StoredFilesystems {
         self.blocking(move |this| this.layers.remove(&id)).await
     }
 
+    async fn graph_data(&self, id: &str) -> Result<Vec<(String, String)>> {
+        let id = id.to_owned();
+        self.blocking(move |this| this.layers.graph_data(&id)).await
+    }
+
     async fn size(&self, id: &str, top: Option<&str>) -> Result<(u64, u64)> {
         let (id, top) = (id.to_owned(), top.map(str::to_owned));
         self.blocking(move |this| {
@@ -90,6 +96,29 @@ impl RootFilesystems for StoredFilesystems {
                     .transpose()?;
             }
             Ok((own, all))
+        })
+        .await
+    }
+
+    async fn changes(&self, id: &str) -> Result<Vec<PathChange>> {
+        let id = id.to_owned();
+        self.blocking(move |this| this.layers.changes(&id)).await
+    }
+
+    async fn commit(&self, id: &str, top: Option<&str>) -> Result<Option<AddedLayer>> {
+        let (id, top) = (id.to_owned(), top.map(str::to_owned));
+        self.blocking(move |this| {
+            let top = top.as_deref().map(layer_id).transpose()?;
+            this.layers.commit(&id, top.as_ref())
+        })
+        .await
+    }
+
+    async fn export(&self, id: &str, top: Option<&str>, out: Box<dyn Write + Send>) -> Result<()> {
+        let (id, top) = (id.to_owned(), top.map(str::to_owned));
+        self.blocking(move |this| {
+            let top = top.as_deref().map(layer_id).transpose()?;
+            this.layers.export(&id, top.as_ref(), out)
         })
         .await
     }

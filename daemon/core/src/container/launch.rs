@@ -25,6 +25,8 @@ pub(super) async fn launch(
     state: State,
 ) -> Result<(u32, Sandbox), LaunchFailure> {
     let id = record.id.as_str();
+    // Also for starts that no client asked for.
+    shared.require_own_driver(record).map_err(failure)?;
     let request = sandbox_request(record).map_err(failure)?;
     let (rootfs, sandbox) = tokio::join!(
         shared.filesystems.mount(id, record.host_config.auto_remove),

@@ -5,14 +5,18 @@
 
 mod actor;
 mod attach;
+mod changes;
+mod commit;
 mod create;
 mod disk;
+mod export;
 mod filesystems;
 mod janitor;
 mod launch;
 mod list;
 mod mounts;
 mod names;
+mod offline;
 mod ports;
 mod recover;
 mod registry;
@@ -43,10 +47,14 @@ use crate::runtime::{LogEntry, LogRequest, OutputChunk, Runtime, TaskIo, Termina
 use actor::{Beginning, Command, publish_event};
 use disk::Disk;
 use registry::{Handle, Registry};
+pub(crate) use signal::parse as check_signal;
 use state::State;
 use view::Record;
 
+pub use changes::{Change, ChangeKind};
+pub use commit::CommitRequest;
 pub use filesystems::StoredFilesystems;
+pub use offline::OfflineRecords;
 pub use ports::{ImageSource, RootFilesystems};
 pub use requests::{
     AttachOptions, Attachment, ContainerSize, CreateRequest, Created, ListOptions, LogOptions, LogStream,
@@ -103,6 +111,23 @@ struct Shared {
     runtime: Arc<dyn Runtime>,
     events: Events,
     janitor: janitor::Bell,
+}
+
+impl Shared {
+    /// A container whose writable layer another storage driver holds is known, but there is nothing to work on.
+    fn require_own_driver(&self, record: &Record) -> Result<()> {
+        let ours = self.filesystems.driver();
+        if record.driver == ours {
+            return Ok(());
+        }
+        let theirs = &record.driver;
+        Err(Error::conflict(format!(
+            "container {} was made with the storage driver {theirs} and its files are there, but this daemon uses {ours}: \
+             start the daemon with --storage-driver {theirs}, or stop it and move everything with \
+             `skiffd storage migrate --to {ours}`",
+            record.name
+        )))
+    }
 }
 
 impl Containers {
@@ -227,9 +252,11 @@ impl Containers {
     /// Starts a container.
     ///
     /// # Errors
-    /// `NotModified` when it runs; `InvalidParameter` for a command that cannot be executed; `Conflict`; `System`.
+    /// `NotModified` when it runs; `InvalidParameter` for a command that cannot be executed; `Conflict`, also when another
+    /// storage driver has its files; `System`.
     pub async fn start(&self, reference: &str) -> Result<()> {
         let handle = self.shared.registry.find(reference)?;
+        self.shared.require_own_driver(&handle.snapshot().record)?;
         command(&handle, reference, Command::Start).await
     }
 
@@ -443,12 +470,29 @@ impl Containers {
     pub async fn size(&self, reference: &str) -> Result<ContainerSize> {
         let view = self.find(reference)?;
         let record = &view.record;
+        self.shared.require_own_driver(record)?;
         let (rw, root_fs) = self
             .shared
             .filesystems
             .size(&record.id, record.image_top_layer.as_deref())
             .await?;
         Ok(ContainerSize { rw, root_fs })
+    }
+
+    /// Where the storage driver keeps its root file system, in Docker's words. Empty when the driver has nothing to say,
+    /// and for a container of another driver than the one in use.
+    pub async fn graph_data(&self, record: &Record) -> Vec<(String, String)> {
+        if self.shared.require_own_driver(record).is_err() {
+            return Vec::new();
+        }
+        match self.shared.filesystems.graph_data(&record.id).await {
+            Ok(rows) => rows,
+            // Being removed, or damaged: no reason to show nothing at all.
+            Err(error) => {
+                tracing::debug!(container = record.id, %error, "the storage driver does not know a container");
+                Vec::new()
+            }
+        }
     }
 
     /// Reads its log.

@@ -1,11 +1,13 @@
 //! What containers need of images and of the storage layer, as traits, so that this module can be tested
 //! without either.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use skiff_store::{AddedLayer, PathChange};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::images::{ImageView, Images};
 
 /// Where container creation looks images up.
@@ -44,6 +46,28 @@ pub trait RootFilesystems: Send + Sync + 'static {
 
     /// Bytes in the writable layer and bytes in all layers.
     async fn size(&self, id: &str, top: Option<&str>) -> Result<(u64, u64)>;
+
+    /// Where the storage driver keeps it: rows of `GraphDriver.Data`, none for a driver that has nothing to say.
+    async fn graph_data(&self, _id: &str) -> Result<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+
+    /// The names that the container added, changed and deleted.
+    async fn changes(&self, _id: &str) -> Result<Vec<PathChange>> {
+        Err(Error::not_implemented(
+            "these file systems cannot tell what changed",
+        ))
+    }
+
+    /// Makes a layer of what the container changed, on top of `top`; `None` when nothing changed.
+    async fn commit(&self, _id: &str, _top: Option<&str>) -> Result<Option<AddedLayer>> {
+        Err(Error::not_implemented("these file systems make no layers"))
+    }
+
+    /// Writes the whole root file system to `out` as a tar stream.
+    async fn export(&self, _id: &str, _top: Option<&str>, _out: Box<dyn Write + Send>) -> Result<()> {
+        Err(Error::not_implemented("these file systems cannot be exported"))
+    }
 
     /// Removes the writable layers of all containers but `live`.
     async fn keep_only(&self, live: &[String]) -> Result<()>;

@@ -18,7 +18,7 @@ const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
 ///
 /// # Errors
 /// `InvalidParameter` "invalid signal: x".
-pub(super) fn parse(text: &str) -> Result<i32> {
+pub(crate) fn parse(text: &str) -> Result<i32> {
     let invalid = || Error::invalid(format!("invalid signal: {text}"));
     if let Ok(number) = text.parse::<i32>() {
         return if (1..=64).contains(&number) {

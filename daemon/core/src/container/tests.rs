@@ -44,6 +44,7 @@ impl ImageSource for OneImage {
             layers: Vec::new(),
             top_layer: Some("sha256:2222".to_owned()),
             raw_config: serde_json::Value::Null,
+            parent: None,
         })
     }
 }

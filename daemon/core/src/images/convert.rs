@@ -47,6 +47,12 @@ impl From<store::Error> for Error {
     }
 }
 
+impl From<skiff_archive::Error> for Error {
+    fn from(error: skiff_archive::Error) -> Self {
+        Self::from(store::Error::from(error))
+    }
+}
+
 impl From<drivers::Error> for Error {
     fn from(error: drivers::Error) -> Self {
         Self::from(store::Error::from(error))
@@ -90,5 +96,13 @@ pub(super) fn familiar(key: &ReferenceKey) -> String {
         Ok(reference) => reference.familiar(),
         // Only a repositories.json written by other hands can hold such a name; show it as it is.
         Err(_) => key.to_string(),
+    }
+}
+
+/// The repository of a name as Docker prints it.
+pub(super) fn familiar_repository(key: &ReferenceKey) -> String {
+    match Reference::parse(&key.to_string()) {
+        Ok(reference) => reference.familiar_name(),
+        Err(_) => key.repository.clone(),
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn find(catalog: &Catalog, typed: &str) -> Result<Found> {
 }
 
 /// `sha256:` and 64 digits, or the digits alone.
-fn whole_id(typed: &str) -> Option<Digest> {
+pub(super) fn whole_id(typed: &str) -> Option<Digest> {
     let digits = typed.strip_prefix("sha256:").unwrap_or(typed);
     if digits.len() == 64 {
         format!("sha256:{digits}").parse().ok()

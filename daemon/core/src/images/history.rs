@@ -7,20 +7,23 @@ use super::{HistoryEntry, convert, view};
 
 /// The history, newest first.
 pub(super) fn history(store: &Store, catalog: &Catalog, image: &Image) -> Vec<HistoryEntry> {
-    let mut sizes = view::layer_sizes(store, image).into_iter();
+    let mut sizes = store.layer_sizes(image).into_iter();
     let steps = image.config["history"]
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default();
     let mut entries: Vec<HistoryEntry> = steps.iter().map(|step| entry(step, &mut sizes)).collect();
     entries.reverse();
-    if let Some(newest) = entries.first_mut() {
-        newest.id = image.id.to_string();
-        newest.tags = catalog
-            .names_of(&image.id)
+    let mut current = Some(image);
+    for line in &mut entries {
+        let Some(known) = current else { break };
+        line.id = known.id.to_string();
+        line.tags = catalog
+            .names_of(&known.id)
             .filter(|(name, _)| matches!(name.selector, Selector::Tag(_)))
             .map(|(name, _)| convert::familiar(name))
             .collect();
+        current = view::parent(catalog, known);
     }
     entries
 }

@@ -105,7 +105,7 @@ fn point_in_time(text: &str) -> Result<Timestamp> {
 }
 
 /// `1h30m`, `10s`, `1.5h`; `None` when it is no such thing.
-fn go_duration(text: &str) -> Option<SignedDuration> {
+pub(super) fn go_duration(text: &str) -> Option<SignedDuration> {
     let mut seconds = 0.0;
     let mut rest = text;
     while !rest.is_empty() {

@@ -4,6 +4,7 @@
 //! ```text
 //!   Images ─┬─ find, list, history, tag      read the store's catalogue            find.rs list.rs view.rs
 //!           ├─ remove                        a pure plan, carried out in one step  removal.rs
+//!           ├─ save, load, import            archives, streamed                     save.rs load.rs import.rs compose.rs
 //!           └─ pull ── resolve ── transfers (shared by digest) ── unpack, bottom up ── register
 //!                      remote.rs  transfer.rs                     pull.rs            progress.rs
 //! ```
@@ -11,15 +12,22 @@
 //! Called by `api` and by `container` (through its traits). Reading calls only look at memory; `tag` waits for one
 //! durable write; everything longer runs on blocking threads.
 
+mod compose;
 mod convert;
+mod docker_archive;
 mod find;
 mod history;
+mod import;
+mod instructions;
+mod layout;
 mod list;
+mod load;
 mod pattern;
 mod progress;
 mod pull;
 mod remote;
 mod removal;
+mod save;
 mod transfer;
 mod view;
 
@@ -28,7 +36,8 @@ use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use serde_json::Value;
-use skiff_registry_client::{Client, Credentials, Reference};
+use skiff_graphdrivers::{LayerId, SnapshotRef};
+use skiff_registry_client::{Client, Credentials, Platform, Reference};
 use skiff_store::{Digest, Store};
 use tokio::sync::mpsc;
 
@@ -36,6 +45,12 @@ use crate::config::ContainerConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::filters::Filters;
+use crate::pipe::ByteStream;
+
+pub(crate) use compose::{NewImage, new_name};
+pub use import::ImportRequest;
+pub(crate) use instructions::apply as apply_changes;
+pub use load::LoadRequest;
 
 use remote::Remote;
 use transfer::Transfers;
@@ -75,6 +90,8 @@ struct Shared {
 pub struct ImageView {
     /// `sha256:…` of the configuration.
     pub id: String,
+    /// The image it was committed on top of, while that one is here.
+    pub parent: Option<String>,
     /// `name:tag` references, in their familiar form (`busybox:latest`).
     pub tags: Vec<String>,
     /// `name@sha256:…` references, familiar form.
@@ -126,6 +143,8 @@ pub enum Progress {
         /// Tag or short layer id; `None` for lines about the whole.
         id: Option<String>,
     },
+    /// A text for the user that ends with a newline: `Loaded image: …`.
+    Text(String),
     /// A layer's progress, in bytes.
     Layer {
         /// Short id of the layer (12 digits of the blob's digest).
@@ -151,7 +170,7 @@ pub enum Removal {
 /// One line of `GET /images/NAME/history`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryEntry {
-    /// Image id for the newest line, `<missing>` for the others.
+    /// Image id for the newest line and those of the images it was committed on top of, `<missing>` for the others.
     pub id: String,
     /// When, in seconds.
     pub created: i64,
@@ -239,6 +258,18 @@ impl Images {
         Ok(view::view(&self.shared.store, &catalog, &found.image))
     }
 
+    /// Where the storage driver keeps an image's top layer, in Docker's words. Empty when the driver has nothing to say,
+    /// and while the layer is not unpacked for this driver.
+    pub fn graph_data(&self, image: &ImageView) -> Vec<(String, String)> {
+        let layer = image.top_layer.as_deref().and_then(|id| LayerId::new(id).ok());
+        layer
+            .and_then(|layer| {
+                let driver = self.shared.store.driver();
+                driver.inspect(SnapshotRef::Layer(&layer)).ok()
+            })
+            .unwrap_or_default()
+    }
+
     /// Lists images, newest first. `all` has no effect yet: intermediate images come with the builder.
     ///
     /// # Errors
@@ -273,6 +304,49 @@ impl Images {
     /// `NotFound`; `Conflict` when containers or further names use the image (Docker's texts); `System`.
     pub async fn remove(&self, reference: &str, force: bool, _no_prune: bool) -> Result<Vec<Removal>> {
         removal::remove(&self.shared, reference, force).await
+    }
+
+    /// Saves images as one tar stream, an OCI layout that is a Docker archive, too. `names` are references, repositories
+    /// (all their tags), ids or beginnings of ids. The stream ends with an error when a blob cannot be read.
+    ///
+    /// # Errors
+    /// `NotFound`, also when an image is for another platform than asked for; `InvalidParameter` for a malformed name;
+    /// `System` for a blob that is not there.
+    pub async fn save(&self, names: Vec<String>, platform: Option<Platform>) -> Result<ByteStream> {
+        save::save(&self.shared, names, platform).await
+    }
+
+    /// Loads images from an archive. Cancelled, it leaves nothing but the images that were complete before.
+    ///
+    /// # Errors
+    /// `System` with what is wrong with the archive, or the disk.
+    pub async fn load(
+        &self,
+        request: LoadRequest,
+        body: ByteStream,
+        progress: mpsc::Sender<Progress>,
+    ) -> Result<()> {
+        tokio::select! {
+            result = load::load(&self.shared, request, body, progress.clone()) => result,
+            () = progress.closed() => Err(Error::system("load cancelled: the client went away")),
+        }
+    }
+
+    /// Makes an image of one layer out of a tar stream. The only message is its id.
+    ///
+    /// # Errors
+    /// `InvalidParameter` for a malformed name, platform or instruction; `NotImplemented` for a source that is no stream;
+    /// `System` for a damaged archive.
+    pub async fn import(
+        &self,
+        request: ImportRequest,
+        body: ByteStream,
+        progress: mpsc::Sender<Progress>,
+    ) -> Result<()> {
+        tokio::select! {
+            result = import::import(self, request, body, &progress) => result,
+            () = progress.closed() => Err(Error::system("import cancelled: the client went away")),
+        }
     }
 
     /// The history, newest first.

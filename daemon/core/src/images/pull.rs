@@ -3,7 +3,7 @@
 //! ```text
 //!   resolve ─▶ lease everything ─▶ join transfers of missing blobs ─▶ configuration ─▶ chain ids
 //!                                          │                                              │
-//!                                          └───▶ unpack bottom up, each layer while it comes ───▶ register ─▶ events
+//!                                          └───▶ unpack, each layer while it comes ───▶ register ─▶ events
 //! ```
 //!
 //! A blob is downloaded when it is not in the store, also when its layer is already unpacked (from another compression):
@@ -11,17 +11,19 @@
 //! at any point leaves orphans that the next try uses and the collector takes in the end.
 
 use std::io::{self, Read};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
 use skiff_graphdrivers::LayerId;
 use skiff_registry_client::{Credentials, Platform, Reference};
 use skiff_store::{
-    Descriptor, Digest, Follower, Image, Lease, NewLayer, ReferenceKey, Registration, Selector, StopToken,
-    Store,
+    ChainFailed, ChainLayer, Descriptor, Digest, Follower, Image, LayerRecord, Lease, ReferenceKey,
+    Registration, Selector, Squashed, StopToken, Store,
 };
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::progress::{Line, Reporter, Unpacking};
 use super::remote::Resolved;
@@ -110,7 +112,6 @@ impl<E: Into<Error>> From<E> for Failed {
 struct Layer {
     blob: Descriptor,
     diff_id: Digest,
-    chain: LayerId,
     /// Missing blobs are downloaded; `true` when another pull had begun it.
     transfer: Option<(Arc<Transfer>, bool)>,
     /// It is unpacked already.
@@ -224,17 +225,7 @@ impl Pull<'_> {
             .await;
         }
         let stop = StopOnDrop(StopToken::default());
-        let unpack = async {
-            let mut parent = None;
-            for layer in layers {
-                if !layer.unpacked {
-                    self.unpack(layer, parent, lease, &stop.0).await?;
-                }
-                layer.unpacking.done.send_replace(true);
-                parent = Some(layer.chain.clone());
-            }
-            Ok::<(), Failed>(())
-        };
+        let unpack = self.unpack(layers, lease, &stop.0);
         let report = layers
             .iter()
             .zip(&lines)
@@ -260,46 +251,66 @@ impl Pull<'_> {
         Ok(())
     }
 
-    /// Unpacks one layer as soon as its bytes can be read.
-    async fn unpack(
-        &self,
-        layer: &Layer,
-        parent: Option<LayerId>,
-        lease: &Arc<Lease>,
-        stop: &StopToken,
-    ) -> Result<(), Failed> {
-        let source = match &layer.transfer {
-            Some((transfer, joined)) => readable(transfer).await.map_err(|error| Failed {
-                error,
-                shared_download: *joined,
-            })?,
-            None => None,
-        };
+    /// Unpacks the layers, each as soon as its bytes can be read.
+    async fn unpack(&self, layers: &[Layer], lease: &Arc<Lease>, stop: &StopToken) -> Result<(), Failed> {
         let (store, lease, stop) = (self.shared.store.clone(), Arc::clone(lease), stop.clone());
-        let (blob, diff_id, unpacking) = (layer.blob.clone(), layer.diff_id, Arc::clone(&layer.unpacking));
-        let done = blocking(move || {
-            let new = NewLayer {
-                parent: parent.as_ref(),
-                diff_id,
-                blob: &blob,
+        let sources: Vec<Source> = layers.iter().map(Source::new).collect();
+        let chain: Vec<ChainLayer> = layers
+            .iter()
+            .map(|layer| ChainLayer {
+                diff_id: layer.diff_id,
+                blob: Some(layer.blob.clone()),
+            })
+            .collect();
+        let runtime = Handle::current();
+        let squashed = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&squashed);
+        let unpacked = blocking(move || {
+            let cancelled = CancellationToken::new();
+            let told = cancelled.clone();
+            stop.on_stop(move || told.cancel());
+            let open = |index: usize| sources[index].open(&store, &runtime, &cancelled, &stop);
+            let done = |index: usize, record: &LayerRecord| {
+                sources[index].unpacking.done.send_replace(true);
+                note_squashed(&seen, record);
             };
-            let unpacked = store.unpack(&new, || open(&store, source, &blob.digest, stop, unpacking));
+            let unpacked = store.unpack_chain(&chain, &stop, open, done);
             // Held until here even if the pull was dropped in the meantime.
             drop(lease);
             Ok(unpacked)
         })
         .await?;
-        let Err(error) = done else { return Ok(()) };
-        if let Some((transfer, joined)) = &layer.transfer
-            && blames_the_bytes(&error)
-            && let Err(download) = transfer.finished().await
-        {
-            return Err(Failed {
-                error: download,
-                shared_download: *joined,
-            });
+        if let Err(failed) = unpacked {
+            return Err(self.explain(failed, layers).await);
         }
-        Err(Error::from(error).context("failed to register layer").into())
+        let squashed = squashed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Squashed { files, uid, gid }) = squashed {
+            let text = format!(
+                "Warning: {files} files have owners outside of the user namespace; they belong to {uid}:{gid} here \
+                 (--storage-opt oversized-ids=squash)"
+            );
+            self.reporter.say(text, None).await;
+        }
+        Ok(())
+    }
+
+    /// Says why the unpacking failed: a bad download shows first as a damaged stream.
+    async fn explain(&self, failed: ChainFailed, layers: &[Layer]) -> Failed {
+        if let Some(Layer {
+            transfer: Some((transfer, joined)),
+            ..
+        }) = layers.get(failed.index)
+            && blames_the_bytes(&failed.error)
+            && let Err(error) = transfer.finished().await
+        {
+            return Failed {
+                error,
+                shared_download: *joined,
+            };
+        }
+        Error::from(failed.error)
+            .context("failed to register layer")
+            .into()
     }
 
     async fn register(&self, resolved: &Resolved, image: Digest, lease: Arc<Lease>) -> Result<bool> {
@@ -326,18 +337,8 @@ impl Pull<'_> {
         })
         .await?;
         self.tell(&image);
-        self.settle();
+        settle(self.shared);
         Ok(changed)
-    }
-
-    /// Brings the new layers to the disk while the client goes on.
-    fn settle(&self) {
-        let store = self.shared.store.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.settle() {
-                tracing::warn!(%error, "new layers may not survive a power failure; they would be unpacked again");
-            }
-        });
     }
 
     fn tell(&self, image: &Digest) {
@@ -347,6 +348,16 @@ impl Pull<'_> {
             .events
             .publish("image", "pull", self.reference.familiar(), attributes);
     }
+}
+
+/// Brings new layers to the disk while the client goes on.
+pub(super) fn settle(shared: &Shared) {
+    let store = shared.store.clone();
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = store.settle() {
+            tracing::warn!(%error, "new layers may not survive a power failure; they would be unpacked again");
+        }
+    });
 }
 
 impl Layer {
@@ -384,7 +395,6 @@ fn layers(
     let layer = |((blob, transfer), (diff_id, chain)): ((Descriptor, _), (&Digest, &LayerId))| Layer {
         blob,
         diff_id: *diff_id,
-        chain: chain.clone(),
         transfer,
         unpacked: lease.layer(chain).is_some(),
         unpacking: Unpacking::new(),
@@ -409,20 +419,80 @@ fn digest(text: &str) -> Result<Digest> {
     Ok(text.parse()?)
 }
 
+/// Where the unpacker gets a layer from. Holds no transfer: a download that nobody wants any more must end.
+struct Source {
+    blob: Digest,
+    phases: Option<watch::Receiver<Phase>>,
+    unpacking: Arc<Unpacking>,
+}
+
+impl Source {
+    fn new(layer: &Layer) -> Self {
+        Self {
+            blob: layer.blob.digest,
+            phases: layer.transfer.as_ref().map(|(transfer, _)| transfer.phases()),
+            unpacking: Arc::clone(&layer.unpacking),
+        }
+    }
+
+    /// Opens the compressed stream, metered and stoppable, as soon as it can be read. Called on a thread that may block.
+    fn open(
+        &self,
+        store: &Store,
+        runtime: &Handle,
+        cancelled: &CancellationToken,
+        stop: &StopToken,
+    ) -> skiff_store::Result<Metered> {
+        let follower = match self.phases.clone() {
+            Some(phases) => runtime.block_on(async {
+                tokio::select! {
+                    () = cancelled.cancelled() => Err(cancelled_error()),
+                    follower = readable(phases) => follower,
+                }
+            })?,
+            None => None,
+        };
+        let source: Box<dyn Read + Send> = match follower {
+            Some(follower) => Box::new(follower.reader(stop)),
+            None => Box::new(store.open_blob(&self.blob)?),
+        };
+        Ok(Metered {
+            source,
+            stop: stop.clone(),
+            unpacking: Arc::clone(&self.unpacking),
+        })
+    }
+}
+
+fn cancelled_error() -> skiff_store::Error {
+    skiff_store::Error::new(skiff_store::ErrorKind::Io, "cancelled")
+}
+
 /// Waits until a blob can be read: a follower while it comes, `None` when it is complete.
-async fn readable(transfer: &Transfer) -> Result<Option<Follower>> {
-    let mut phases = transfer.phases();
+async fn readable(mut phases: watch::Receiver<Phase>) -> skiff_store::Result<Option<Follower>> {
     loop {
         match &*phases.borrow_and_update() {
             Phase::Downloading(Some(follower)) => return Ok(Some(follower.clone())),
             Phase::Done => return Ok(None),
-            Phase::Failed(error) => return Err(super::transfer::again(error)),
+            // The caller asks the download itself for what happened.
+            Phase::Failed(_) => break,
             Phase::Waiting | Phase::Downloading(None) | Phase::Verifying => {}
         }
-        phases
-            .changed()
-            .await
-            .map_err(|_| Error::system("the download's task ended"))?;
+        if phases.changed().await.is_err() {
+            break;
+        }
+    }
+    let text = "the download of the layer failed";
+    Err(skiff_store::Error::new(skiff_store::ErrorKind::Io, text))
+}
+
+/// Adds up what was folded.
+fn note_squashed(sum: &Mutex<Option<Squashed>>, record: &LayerRecord) {
+    let Some(squashed) = &record.squashed else { return };
+    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+    match &mut *sum {
+        Some(sum) => sum.files += squashed.files,
+        none => *none = Some(squashed.clone()),
     }
 }
 
@@ -431,25 +501,6 @@ async fn readable(transfer: &Transfer) -> Result<Option<Follower>> {
 fn blames_the_bytes(error: &skiff_store::Error) -> bool {
     use skiff_store::ErrorKind as K;
     matches!(error.kind(), K::Corrupt | K::Unsupported | K::Io)
-}
-
-/// Opens a layer's compressed stream, metered and stoppable.
-fn open(
-    store: &Store,
-    follower: Option<Follower>,
-    blob: &Digest,
-    stop: StopToken,
-    unpacking: Arc<Unpacking>,
-) -> skiff_store::Result<Metered> {
-    let source: Box<dyn Read + Send> = match follower {
-        Some(follower) => Box::new(follower.reader(&stop)),
-        None => Box::new(store.open_blob(blob)?),
-    };
-    Ok(Metered {
-        source,
-        stop,
-        unpacking,
-    })
 }
 
 /// Counts what is read and fails once the pull is gone.
@@ -469,7 +520,7 @@ impl Read for Metered {
 }
 
 /// Stops the unpacker threads of a pull that fails or is dropped.
-struct StopOnDrop(StopToken);
+pub(super) struct StopOnDrop(pub(super) StopToken);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {

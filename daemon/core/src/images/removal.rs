@@ -77,7 +77,7 @@ pub(super) async fn remove(shared: &Arc<Shared>, typed: &str, force: bool) -> Re
 }
 
 /// Frees the space in the background: a layer of a hundred thousand files takes its time.
-fn free_space(shared: &Shared) {
+pub(super) fn free_space(shared: &Shared) {
     let store = shared.store.clone();
     tokio::task::spawn_blocking(move || {
         if let Err(error) = store.purge() {

@@ -1,5 +1,6 @@
 //! Pulls against a registry that misbehaves, and what clients see of the result.
 
+mod archives;
 mod registry;
 
 use std::sync::Arc;
@@ -83,6 +84,7 @@ async fn lines(mut receiver: mpsc::Receiver<Progress>) -> Vec<String> {
         match message {
             Progress::Status { status, id: Some(id) } => lines.push(format!("{id}: {status}")),
             Progress::Status { status, id: None } => lines.push(status),
+            Progress::Text(text) => lines.push(text.trim_end().to_owned()),
             Progress::Layer { current, total, .. } => assert!(current <= total),
         }
     }

@@ -1,5 +1,7 @@
 //! From a stored image to the view that clients get.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::Value;
 use skiff_store::{Catalog, Image, Selector, Store};
@@ -22,11 +24,12 @@ pub(super) fn view(store: &Store, catalog: &Catalog, image: &Image) -> ImageView
     }
     ImageView {
         id: image.id.to_string(),
+        parent: parent(catalog, image).map(|parent| parent.id.to_string()),
         tags,
         digests,
         created: timestamp(&config["created"]),
         last_tagged,
-        size: layer_sizes(store, image).iter().sum(),
+        size: store.layer_sizes(image).iter().sum(),
         architecture: text(&config["architecture"]),
         variant: text(&config["variant"]),
         os: text(&config["os"]),
@@ -39,21 +42,14 @@ pub(super) fn view(store: &Store, catalog: &Catalog, image: &Image) -> ImageView
     }
 }
 
-/// Bytes of each layer, bottom first. A layer not yet unpacked for this driver counts as its compressed blob.
-pub(super) fn layer_sizes(store: &Store, image: &Image) -> Vec<u64> {
-    let compressed = |index: usize| {
-        image
-            .manifests
-            .first()
-            .and_then(|m| m.layers.get(index))
-            .map_or(0, |l| l.size)
-    };
-    let size = |(index, layer)| {
-        store
-            .layer(layer)
-            .map_or_else(|| compressed(index), |record| record.size)
-    };
-    image.chain.iter().enumerate().map(size).collect()
+/// The image that this one was committed on top of, while it is here. Its manifest names that one's.
+pub(super) fn parent<'c>(catalog: &'c Catalog, image: &Image) -> Option<&'c Image> {
+    // Other engines name a base, too; what was pulled has no parent in Docker's eyes.
+    image.config["container"].as_str()?;
+    let base = image.manifests.iter().find_map(|manifest| manifest.base)?;
+    let is_base = |other: &&Arc<Image>| other.manifests.iter().any(|manifest| manifest.digest == base);
+    let parent = catalog.images.values().find(is_base)?;
+    (parent.id != image.id).then_some(parent)
 }
 
 /// What containers inherit; empty when the image has nothing there or nonsense.

@@ -17,23 +17,23 @@ use crate::{
 };
 
 /// A layer with one file, named and filled with the same text.
-pub(super) struct TestLayer {
-    pub(super) bytes: Vec<u8>,
-    pub(super) descriptor: Descriptor,
-    pub(super) diff_id: Digest,
+pub(crate) struct TestLayer {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) descriptor: Descriptor,
+    pub(crate) diff_id: Digest,
 }
 
-pub(super) struct TestImage {
-    pub(super) id: Digest,
-    pub(super) config_bytes: Vec<u8>,
-    pub(super) manifest: Digest,
-    pub(super) manifest_bytes: Vec<u8>,
-    pub(super) layers: Vec<TestLayer>,
+pub(crate) struct TestImage {
+    pub(crate) id: Digest,
+    pub(crate) config_bytes: Vec<u8>,
+    pub(crate) manifest: Digest,
+    pub(crate) manifest_bytes: Vec<u8>,
+    pub(crate) layers: Vec<TestLayer>,
 }
 
 impl TestImage {
     /// An image with one layer for each text.
-    pub(super) fn new(files: &[&str]) -> Self {
+    pub(crate) fn new(files: &[&str]) -> Self {
         let layers: Vec<TestLayer> = files.iter().map(|file| layer(file)).collect();
         let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
         let config = json!({"os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
@@ -60,7 +60,7 @@ impl TestImage {
         }
     }
 
-    pub(super) fn chain(&self) -> Vec<LayerId> {
+    pub(crate) fn chain(&self) -> Vec<LayerId> {
         let diff_ids: Vec<Digest> = self.layers.iter().map(|layer| layer.diff_id).collect();
         chain_ids(&diff_ids)
             .into_iter()
@@ -69,7 +69,7 @@ impl TestImage {
     }
 
     /// Puts all blobs into the store.
-    pub(super) fn fetch(&self, store: &Store) {
+    pub(crate) fn fetch(&self, store: &Store) {
         store.put_blob(&self.id, &self.config_bytes).unwrap();
         store.put_blob(&self.manifest, &self.manifest_bytes).unwrap();
         for layer in &self.layers {
@@ -77,7 +77,7 @@ impl TestImage {
         }
     }
 
-    pub(super) fn unpack(&self, store: &Store) {
+    pub(crate) fn unpack(&self, store: &Store) {
         let mut parent: Option<LayerId> = None;
         for (layer, id) in self.layers.iter().zip(self.chain()) {
             let new = NewLayer {
@@ -92,7 +92,7 @@ impl TestImage {
         }
     }
 
-    pub(super) fn registration(&self, name: &str) -> Registration {
+    pub(crate) fn registration(&self, name: &str) -> Registration {
         let name: ReferenceKey = name.parse().unwrap();
         Registration {
             image: self.id,
@@ -103,7 +103,7 @@ impl TestImage {
     }
 
     /// What a pull does, without a network.
-    pub(super) fn pull(&self, store: &Store, name: &str) {
+    pub(crate) fn pull(&self, store: &Store, name: &str) {
         let lease = store.lease();
         for layer in self.chain() {
             lease.layer(&layer);
@@ -122,14 +122,21 @@ impl TestImage {
     }
 }
 
-fn layer(text: &str) -> TestLayer {
+pub(super) fn layer(text: &str) -> TestLayer {
+    layer_of(|archive| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(1_700_000_000);
+        header.set_cksum();
+        archive.append_data(&mut header, text, text.as_bytes()).unwrap();
+    })
+}
+
+/// A layer with what `fill` puts into it.
+pub(super) fn layer_of(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> TestLayer {
     let mut archive = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_gnu();
-    header.set_size(text.len() as u64);
-    header.set_mode(0o644);
-    header.set_mtime(1_700_000_000);
-    header.set_cksum();
-    archive.append_data(&mut header, text, text.as_bytes()).unwrap();
+    fill(&mut archive);
     let plain = archive.into_inner().unwrap();
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(&plain).unwrap();
@@ -146,32 +153,32 @@ fn layer(text: &str) -> TestLayer {
     }
 }
 
-pub(super) fn driver(root: &Path) -> Arc<dyn GraphDriver> {
+pub(crate) fn driver(root: &Path) -> Arc<dyn GraphDriver> {
     Arc::new(skiff_graphdrivers::Vfs::open(&root.join("vfs"), &[]).unwrap())
 }
 
 /// Opens the store below `root`.
-pub(super) fn open(root: &Path, steps: Steps) -> Result<Store> {
+pub(crate) fn open(root: &Path, steps: Steps) -> Result<Store> {
     Store::open_stepping(&root.join("image"), driver(root), StoreOptions::default(), steps)
 }
 
-pub(super) struct Fixture {
+pub(crate) struct Fixture {
     directory: tempfile::TempDir,
-    pub(super) store: Store,
+    pub(crate) store: Store,
 }
 
 impl Fixture {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::stepping(Steps::default())
     }
 
-    pub(super) fn stepping(steps: Steps) -> Self {
+    pub(crate) fn stepping(steps: Steps) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = open(directory.path(), steps).unwrap();
         Self { directory, store }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
@@ -182,11 +189,11 @@ impl Fixture {
     }
 
     /// As after a restart of the daemon.
-    pub(super) fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         self.try_reopen().unwrap();
     }
 
-    pub(super) fn try_reopen(&mut self) -> Result<()> {
+    pub(crate) fn try_reopen(&mut self) -> Result<()> {
         self.close();
         let reopened = open(self.path(), Steps::default());
         self.store = reopened?;
@@ -194,7 +201,7 @@ impl Fixture {
     }
 
     /// As after a restart of the machine.
-    pub(super) fn reboot(&mut self) {
+    pub(crate) fn reboot(&mut self) {
         self.close();
         let options = StoreOptions {
             boot: "the next".to_owned(),
@@ -205,19 +212,19 @@ impl Fixture {
     }
 
     /// Takes away all layers and their records, keeping blobs and catalogue.
-    pub(super) fn forget_layers(&mut self) {
+    pub(crate) fn forget_layers(&mut self) {
         self.close();
         fs::remove_dir_all(self.path().join("vfs")).unwrap();
         fs::remove_dir_all(self.path().join("image/vfs")).unwrap();
         self.store = open(self.path(), Steps::default()).unwrap();
     }
 
-    pub(super) fn rw(&self) -> RwLayers {
+    pub(crate) fn rw(&self) -> RwLayers {
         RwLayers::new(self.store.clone(), self.path().join("rootfs"))
     }
 
     /// A file of an image's top layer.
-    pub(super) fn read_top(&self, image: &TestImage, file: &str) -> Vec<u8> {
+    pub(crate) fn read_top(&self, image: &TestImage, file: &str) -> Vec<u8> {
         fs::read(self.top_directory(image).join(file)).unwrap()
     }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// The user that is made when the tests run as root.
-const USER: &str = "skiff-drivers";
+pub(crate) const USER: &str = "skiff-drivers";
 const INSIDE: &str = "SKIFF_TEST_IN_USER_NAMESPACE";
 const ALLOW_SKIP: &str = "SKIFF_TEST_ALLOW_SKIP";
 
@@ -31,6 +31,12 @@ pub(crate) fn powers() -> bool {
 
 /// Runs all tests of this binary but `this_test` inside a user namespace.
 pub(crate) fn rerun(this_test: &str) {
+    rerun_below(&[], &["--exact", "--skip", this_test]);
+}
+
+/// Runs some tests (`which` is for the test program) below a command of root's that prepares something and then runs what
+/// follows it.
+pub(crate) fn rerun_below(outer: &[String], which: &[&str]) {
     if inside() {
         return;
     }
@@ -50,19 +56,20 @@ pub(crate) fn rerun(this_test: &str) {
         chown(&own, Some(user), Some(user)).unwrap();
     }
 
-    let trial = enter(root, &own).arg("true").output();
+    let trial = enter(&[], root, &own).arg("true").output();
     if let Some(reason) = failure(trial) {
         let text = format!("no user namespace for an unprivileged user here: {reason}");
         assert!(
             std::env::var_os(ALLOW_SKIP).is_some_and(|v| v == "1"),
             "{text}; {ALLOW_SKIP}=1 skips this"
         );
-        println!("SKIP {this_test}: {text}");
+        println!("SKIP {which:?}: {text}");
         return;
     }
-    let output = enter(root, &own)
+    let output = enter(outer, root, &own)
         .arg(&binary)
-        .args(["--test-threads=2", "--exact", "--skip", this_test])
+        .arg("--test-threads=2")
+        .args(which)
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -84,7 +91,7 @@ pub(crate) fn rerun(this_test: &str) {
 }
 
 /// The command that becomes root of a new user and mount namespace; what to run there is to be appended.
-fn enter(root: bool, tmp: &Path) -> Command {
+fn enter(outer: &[String], root: bool, tmp: &Path) -> Command {
     let unshare = [
         "--user",
         "--map-auto",
@@ -94,23 +101,24 @@ fn enter(root: bool, tmp: &Path) -> Command {
         "private",
         "--",
     ];
-    let mut command = if root {
-        let mut command = Command::new("setpriv");
-        command.args([
-            "--reuid",
-            USER,
-            "--regid",
-            USER,
-            "--clear-groups",
-            "--",
-            "unshare",
-        ]);
-        command
-    } else {
-        Command::new("unshare")
-    };
+    let as_user = [
+        "setpriv",
+        "--reuid",
+        USER,
+        "--regid",
+        USER,
+        "--clear-groups",
+        "--",
+    ];
+    let mut words: Vec<&str> = outer.iter().map(String::as_str).collect();
+    if root {
+        words.extend(as_user);
+    }
+    words.push("unshare");
+    words.extend(unshare);
+    let mut command = Command::new(words[0]);
     command
-        .args(unshare)
+        .args(&words[1..])
         .env(INSIDE, "1")
         .env("TMPDIR", tmp)
         .env("HOME", tmp)

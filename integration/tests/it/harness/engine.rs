@@ -32,12 +32,52 @@ use super::{PATIENCE, Process, eventually, process, registry};
 pub(crate) struct Options {
     args: Vec<String>,
     config: Option<Value>,
-    data_size: Option<u32>,
+    disk: Option<Disk>,
+}
+
+/// A file system of the data root's own.
+#[derive(Debug, Clone, Copy)]
+enum Disk {
+    /// Of so many MiB, in memory.
+    Small(u32),
+    /// A btrfs in a file, on which its user may delete subvolumes.
+    Btrfs,
+}
+
+impl Disk {
+    /// Mounts it on `data`; what it needs lies in `base`.
+    fn mount(self, base: &Path, data: &Path, owner: &Owner) {
+        let mut mount = Command::new("mount");
+        match self {
+            Self::Small(size) => {
+                let options = format!("size={size}m,mode=710,uid={},gid={}", owner.uid, owner.gid);
+                mount.args(["-t", "tmpfs", "-o", &options, "skiff-test"]);
+            }
+            Self::Btrfs => {
+                let image = base.join("btrfs.img");
+                fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
+                let made = Command::new("mkfs.btrfs").arg("-q").arg(&image).output();
+                assert!(made.unwrap().status.success(), "mkfs.btrfs");
+                mount.args(["-o", "loop,user_subvol_rm_allowed"]).arg(&image);
+            }
+        }
+        let status = mount.arg(data).status();
+        assert!(status.unwrap().success(), "mount of {self:?}");
+        chown(data, Some(owner.uid), Some(owner.gid)).unwrap();
+        fs::set_permissions(data, Permissions::from_mode(0o710)).unwrap();
+    }
 }
 
 impl Options {
+    /// A storage driver, with the data root where it can work.
     pub(crate) fn driver(name: &str) -> Self {
-        Self::default().arg("--storage-driver").arg(name)
+        let disk = (name == "btrfs").then_some(Disk::Btrfs);
+        Self {
+            disk,
+            ..Self::default()
+        }
+        .arg("--storage-driver")
+        .arg(name)
     }
 
     pub(crate) fn arg(mut self, arg: &str) -> Self {
@@ -53,7 +93,7 @@ impl Options {
 
     /// Puts the data root on a file system of so many MiB (needs root).
     pub(crate) fn data_root_of_mib(mut self, size: u32) -> Self {
-        self.data_size = Some(size);
+        self.disk = Some(Disk::Small(size));
         self
     }
 }
@@ -146,14 +186,8 @@ impl Engine {
             fs::write(&file, config.to_string()).unwrap();
             fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
         }
-        let mounted = options.data_size.map(|size| {
-            let owner = owner.as_ref().unwrap();
-            let options = format!("size={size}m,mode=710,uid={},gid={}", owner.uid, owner.gid);
-            let status = Command::new("mount")
-                .args(["-t", "tmpfs", "-o", &options, "skiff-test"])
-                .arg(&data)
-                .status();
-            assert!(status.unwrap().success(), "mount of a small tmpfs");
+        let mounted = options.disk.map(|disk| {
+            disk.mount(base.path(), &data, owner.as_ref().unwrap());
             data.clone()
         });
         let own = owner.map(|owner| Own {
@@ -182,12 +216,24 @@ impl Engine {
     }
 
     fn daemon_command(&self) -> Command {
+        let mut command = self.program();
+        command.args(&self.mine().options.args);
+        command
+    }
+
+    /// `skiffd WORDS…` as the daemon's user: one of the commands besides the daemon.
+    pub(crate) fn skiffd(&self, words: &[&str]) -> Docker {
+        let mut command = self.program();
+        command.args(words);
+        Docker::new(command, format!("skiffd {}", words.join(" ")))
+    }
+
+    pub(crate) fn program(&self) -> Command {
         let own = self.mine();
         let program = std::env::var("SKIFF_TEST_DAEMON")
             .expect("SKIFF_TEST_DAEMON names the program: `make integration`");
         let mut command = own.owner.command(&program);
         command
-            .args(&own.options.args)
             .env("HOME", self.home())
             .env("USER", &own.owner.name)
             .env("XDG_RUNTIME_DIR", self.runtime_dir());

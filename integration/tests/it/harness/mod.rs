@@ -2,6 +2,7 @@
 //! one), images made to order, and a look at the processes, mounts and descriptors left over.
 
 mod cli;
+mod contents;
 mod engine;
 mod hostile_registry;
 mod http;
@@ -11,6 +12,7 @@ mod proc;
 mod registry;
 
 pub(crate) use cli::Docker;
+pub(crate) use contents::{Writer, layered_image};
 pub(crate) use engine::{Engine, Options};
 pub(crate) use hostile_registry::{Behaviour, Gate, HostileRegistry};
 pub(crate) use http::{Response, query};
@@ -43,6 +45,45 @@ macro_rules! on_both_drivers {
     )+};
 }
 pub(crate) use on_both_drivers;
+
+/// Runs a scenario on each of the four storage drivers; it may stop, kill and start the daemon.
+macro_rules! on_every_driver {
+    ($($(#[$meta:meta])* fn $name:ident($engine:ident) $body:block)+) => {$(
+        $(#[$meta])*
+        mod $name {
+            use super::*;
+
+            fn scenario(driver: &str) {
+                require!(Engine::own(), "chooses the storage driver");
+                require!(driver != "btrfs" || is_root(), "only root can mount a btrfs");
+                let mut engine = Engine::with_busybox(driver);
+                let $engine = &mut engine;
+                $body
+            }
+
+            #[test]
+            fn vfs() {
+                scenario("vfs");
+            }
+
+            #[test]
+            fn overlay2() {
+                scenario("overlay2");
+            }
+
+            #[test]
+            fn fuse_overlayfs() {
+                scenario("fuse-overlayfs");
+            }
+
+            #[test]
+            fn btrfs() {
+                scenario("btrfs");
+            }
+        }
+    )+};
+}
+pub(crate) use on_every_driver;
 
 /// Ends the test when `$have` is false: a failure, unless `SKIFF_TEST_ALLOW_SKIP` is set (see [`skipped`]).
 macro_rules! require {

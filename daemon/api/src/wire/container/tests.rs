@@ -176,7 +176,7 @@ fn sizes_when_asked_for() {
 #[test]
 fn inspection_of_a_running_container() {
     let view = connected(view(running()));
-    let value = serde_json::to_value(Inspect::new(&view, None)).unwrap();
+    let value = serde_json::to_value(Inspect::new(&view, None, &[])).unwrap();
     assert_eq!(
         value["State"],
         json!({
@@ -216,7 +216,12 @@ fn inspection_of_a_failed_start_shows_why() {
     let view = view(State::Created {
         last_failure: Some(failure),
     });
-    let value = serde_json::to_value(Inspect::new(&view, Some(ContainerSize { rw: 1, root_fs: 2 }))).unwrap();
+    let value = serde_json::to_value(Inspect::new(
+        &view,
+        Some(ContainerSize { rw: 1, root_fs: 2 }),
+        &[],
+    ))
+    .unwrap();
     assert_eq!(value["State"]["ExitCode"], 127);
     assert_eq!(value["State"]["Error"], "executable file not found in $PATH");
     assert_eq!((&value["SizeRw"], &value["SizeRootFs"]), (&json!(1), &json!(2)));
@@ -232,7 +237,7 @@ fn a_container_in_another_s_network_has_none_of_its_own() {
     record.networking = serde_json::from_value(json!({})).unwrap();
     record.host_config.log_config.driver = "none".into();
     shared.record = Arc::new(record);
-    let value = serde_json::to_value(Inspect::new(&shared, None)).unwrap();
+    let value = serde_json::to_value(Inspect::new(&shared, None, &[])).unwrap();
     assert_eq!(value["NetworkSettings"]["Networks"], json!({}));
     assert_eq!(value["LogPath"], "");
 }

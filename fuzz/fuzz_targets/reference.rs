@@ -1,0 +1,7 @@
+//! See `harness/reference.rs`.
+#![no_main]
+
+#[path = "../harness/reference.rs"]
+mod reference;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| reference::reference(data));

@@ -1,0 +1,189 @@
+//! The storage driver `fuse-overlayfs`: containers on a file system in user space, and what becomes of them when its
+//! server dies. (`drivers.rs` has what it must do as well as the others.)
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use crate::harness::{Engine, Options, PATIENCE, Process, eventually, is_root, process, registry, require};
+
+/// The servers of this engine's mounts: their command lines name directories below the engine's own.
+fn servers(engine: &Engine) -> Vec<Process> {
+    let below = format!("upperdir={}", engine.data_root().display());
+    let mut servers = engine.processes();
+    servers.retain(|process| !process.zombie && process.command.contains(&below));
+    servers
+}
+
+fn server_of(engine: &Engine, container: &str) -> Process {
+    let merged = engine.inspect(container, "{{.GraphDriver.Data.MergedDir}}");
+    let mut servers = servers(engine);
+    servers.retain(|process| process.command.ends_with(&merged));
+    assert_eq!(servers.len(), 1, "servers of {merged}: {servers:?}");
+    servers.remove(0)
+}
+
+/// Ends its container with status 3 when its own files cannot be read.
+const WATCHES_ITS_FILES: &str =
+    "echo before; until ! read line < /etc/os-release; do usleep 10000; done; echo my files are gone; exit 3";
+
+#[test]
+fn the_root_file_system_is_fuse_and_goes_with_its_server() {
+    require!(Engine::own(), "chooses the storage driver");
+    let engine = Engine::with_busybox("fuse-overlayfs");
+    assert_eq!(engine.docker(["info", "--format", "{{.Driver}}"]).ok(), "fuse-overlayfs");
+    let mounts = engine.busybox(&[], &["grep", " / ", "/proc/mounts"]).ok();
+    assert!(mounts.contains("fuse-overlayfs / fuse.fuse-overlayfs rw"), "{mounts}");
+    engine.detached(&["--name", "box"], &["sleep", "1000"]);
+    let server = server_of(&engine, "box");
+    // One's own process, in a session of its own, with the lower directories and nothing else of the host in sight.
+    assert!(process(server.pid).is_some_and(|p| p.parent != engine.daemon_pid()), "{server:?}");
+    if is_root() {
+        let seen: Vec<String> = crate::harness::mounts_of(server.pid);
+        assert!(
+            seen.iter().all(|point| point == "/" || point.starts_with("/proc")),
+            "the server would keep mounts alive: {seen:?}"
+        );
+    }
+    engine.docker(["rm", "-f", "box"]).ok();
+    engine.wait_until_gone(server.pid);
+    assert_eq!(servers(&engine), []);
+}
+
+#[test]
+fn a_container_whose_server_is_killed_is_reported_and_can_be_started_again() {
+    require!(Engine::own() && is_root(), "kills a process of the engine");
+    let engine = Engine::with_busybox("fuse-overlayfs");
+    engine.detached(&["--name", "box"], &["sh", "-c", WATCHES_ITS_FILES]);
+    engine.detached(&["--name", "other"], &["sleep", "1000"]);
+    engine.wait_for_output("box", "before");
+    let server = server_of(&engine, "box");
+    engine.kill_9(server.pid);
+    // Not hung: what it reads fails, and it says so.
+    assert_eq!(engine.docker(["wait", "box"]).ok(), "3");
+    assert!(engine.docker(["logs", "box"]).ok().ends_with("my files are gone"));
+    assert_eq!(engine.inspect("box", "{{.State.Status}} {{.State.ExitCode}}"), "exited 3");
+    let merged = engine.inspect("box", "{{.GraphDriver.Data.MergedDir}}");
+    eventually("the death is in the log", PATIENCE, || {
+        let log = engine.log();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(&merged) && line.contains("died")).collect();
+        assert!(lines.len() < 2, "one line is enough: {lines:?}");
+        (lines.len() == 1).then_some(())
+    });
+    assert_eq!(engine.inspect("other", "{{.State.Running}}"), "true");
+    // A new server, the same files.
+    engine.docker(["start", "box"]).ok();
+    eventually("it runs again", PATIENCE, || {
+        let log = engine.docker(["logs", "box"]).ok();
+        (log.matches("before").count() == 2).then_some(())
+    });
+    assert_ne!(server_of(&engine, "box").pid, server.pid);
+    engine.docker(["rm", "-f", "box"]).ok();
+}
+
+#[test]
+fn a_container_whose_server_died_can_be_removed() {
+    require!(Engine::own() && is_root(), "kills a process of the engine");
+    let engine = Engine::with_busybox("fuse-overlayfs");
+    // It needs no file any more, so it goes on.
+    engine.detached(&["--name", "box"], &["sleep", "1000"]);
+    engine.kill_9(server_of(&engine, "box").pid);
+    assert_eq!(engine.inspect("box", "{{.State.Running}}"), "true");
+    assert_eq!(engine.get("/containers/json").status, 200);
+    engine.docker(["rm", "-f", "box"]).ok();
+    let active = engine.data_root().join("fuse-overlayfs");
+    eventually("nothing is left", PATIENCE, || {
+        let left = fs::read_dir(&active).unwrap();
+        let left = left.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("active-"));
+        (left.count() == 0).then_some(())
+    });
+    assert_eq!(servers(&engine), []);
+}
+
+#[test]
+fn servers_outlive_the_daemon_and_not_its_namespaces() {
+    require!(Engine::own() && is_root(), "kills all processes of the engine");
+    let mut engine = Engine::with_busybox("fuse-overlayfs");
+    engine.detached(&["--name", "box", "-i"], &["sh", "-c", "echo before; read line; cat /etc/os-release; exit 7"]);
+    engine.wait_for_output("box", "before");
+    let server = server_of(&engine, "box");
+    let (daemon, parent) = (engine.daemon_pid(), engine.parent_pid());
+    engine.kill_9(daemon);
+    engine.wait_for_exit();
+    engine.wait_until_gone(parent);
+    engine.start_again();
+    assert_eq!(server_of(&engine, "box").pid, server.pid, "the same server goes on");
+    let shown = engine.docker(["attach", "box"]).stdin("go\n").run().code(7).stdout;
+    assert!(shown.contains("busybox") || !shown.is_empty(), "{shown}");
+    engine.docker(["rm", "box"]).ok();
+    engine.wait_until_gone(server.pid);
+
+    // Killed with everything that could want it, a mount is gone with the mount namespace, and its server with it.
+    engine.detached(&["--name", "box"], &["sleep", "1000"]);
+    let server = server_of(&engine, "box");
+    let init = engine.inspect("box", "{{.State.Pid}}").parse::<i32>().unwrap();
+    let shim = process(init).unwrap().parent;
+    for pid in [engine.keeper_pid(), engine.daemon_pid(), engine.parent_pid(), shim, init] {
+        engine.kill_9(pid);
+    }
+    engine.wait_for_exit();
+    engine.wait_until_gone(server.pid);
+    engine.start_again();
+    engine.docker(["rm", "-f", "box"]).ok();
+}
+
+#[test]
+fn a_server_that_died_with_the_daemon_is_replaced() {
+    require!(Engine::own() && is_root(), "kills processes of the engine");
+    let mut engine = Engine::with_busybox("fuse-overlayfs");
+    engine.detached(&["--name", "box"], &["sh", "-c", WATCHES_ITS_FILES]);
+    engine.wait_for_output("box", "before");
+    let server = server_of(&engine, "box");
+    let daemon = engine.daemon_pid();
+    for pid in [daemon, server.pid] {
+        engine.kill_9(pid);
+    }
+    engine.wait_for_exit();
+    engine.wait_until_gone(daemon);
+    engine.start_again();
+    assert_eq!(engine.docker(["wait", "box"]).ok(), "3");
+    engine.docker(["start", "box"]).ok();
+    assert_ne!(server_of(&engine, "box").pid, server.pid);
+    engine.docker(["rm", "-f", "box"]).ok();
+}
+
+#[test]
+fn another_program_can_serve() {
+    require!(Engine::own(), "chooses the storage driver");
+    let base = tempfile::Builder::new().prefix("skiff-it-").tempdir().unwrap();
+    fs::set_permissions(base.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = base.path().join("fuse-overlayfs");
+    // The same one by another name, called as one that knows nothing of skiff.
+    symlink(std::env::var("SKIFF_TEST_DAEMON").unwrap(), &program).unwrap();
+    let option = format!("fuse-overlayfs.mount_program={}", program.display());
+    let engine = Engine::start_with(Options::driver("fuse-overlayfs").arg("--storage-opt").arg(&option));
+    engine.docker(["pull", "-q", &registry().busybox()]).ok();
+    let status = engine.get("/info").json()["DriverStatus"].to_string();
+    assert!(status.contains(&program.display().to_string()), "{status}");
+    engine.detached(&["--name", "box"], &["sleep", "1000"]);
+    let server = server_of(&engine, "box");
+    assert!(server.command.starts_with(&program.display().to_string()), "{server:?}");
+    engine.docker(["rm", "-f", "box"]).ok();
+    engine.wait_until_gone(server.pid);
+}
+
+#[test]
+fn refusals_name_the_option() {
+    require!(Engine::own(), "chooses the storage driver");
+    for (option, text) in [
+        ("mount_program=/no/such/program", "fuse-overlayfs.mount_program=/no/such/program: No such file"),
+        ("mountopt=nonsense", "fuse-overlayfs.mountopt: unknown option nonsense"),
+        ("mountopt=lowerdir=/x", "fuse-overlayfs.mountopt: lowerdir is the driver's own"),
+        ("nonsense=1", "fuse-overlayfs: unknown option fuse-overlayfs.nonsense"),
+        ("mount_program=/bin/false", "/bin/false: exit status: 1"),
+    ] {
+        let option = format!("fuse-overlayfs.{option}");
+        let engine = Engine::prepare(Options::driver("fuse-overlayfs").arg("--storage-opt").arg(&option));
+        let done = engine.run_daemon(|_| {});
+        done.fails().says(text);
+    }
+}

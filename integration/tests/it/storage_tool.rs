@@ -1,0 +1,589 @@
+//! `skiffd storage`: by its user, on a data root whose daemon is stopped, killed, running, full, or gone half-way.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::harness::{
+    Engine, Options, PATIENCE, Writer, eventually, layered_image, number, on_both_drivers, registry, require,
+};
+
+/// A stopped daemon's data root with two images and two containers that changed their files.
+fn stopped(driver: &str) -> (Engine, Vec<Writer>) {
+    let mut engine = Engine::start_with(Options::driver(driver));
+    let image = layered_image(&format!("moved-from-{driver}"));
+    for image in [&registry().busybox(), &image] {
+        engine.docker(["pull", "-q", image]).ok();
+    }
+    // A FUSE file system in a debug build takes its time.
+    let names = if driver == "fuse-overlayfs" {
+        &["one"][..]
+    } else {
+        &["one", "two"]
+    };
+    let writers = names
+        .iter()
+        .map(|name| Writer::new(&engine, name, &image))
+        .collect();
+    engine.stop();
+    (engine, writers)
+}
+
+fn migrate(engine: &Engine, to: &str) -> crate::harness::Docker {
+    engine.skiffd(&["storage", "migrate", "--to", to])
+}
+
+/// The daemon starts with a driver and everything is there.
+fn all_is_well(engine: &mut Engine, driver: &str, writers: &[Writer]) {
+    engine.set_args(&["--storage-driver", driver]);
+    engine.start_again();
+    assert_eq!(engine.docker(["info", "--format", "{{.Driver}}"]).ok(), driver);
+    assert_eq!(engine.docker(["images", "-q"]).ok().lines().count(), 2);
+    for writer in writers {
+        assert_eq!(engine.inspect(&writer.name, "{{.Driver}}"), driver);
+        writer.has_its_files(engine);
+    }
+    engine.stop();
+    assert_eq!(verify(engine, &[], 0)["problems"], serde_json::json!([]));
+}
+
+/// There and, after the daemon was looked at, for good.
+fn moves(from: &str, to: &str) {
+    let (mut engine, writers) = stopped(from);
+    let done = migrate(&engine, to).run().code(0).stdout;
+    assert!(done.contains(&format!("Moved everything to {to}")), "{done}");
+    assert!(
+        done.contains("--confirm") && done.contains("--rollback"),
+        "{done}"
+    );
+
+    // The old driver would be half of the truth.
+    let refused = engine.run_daemon(|command| {
+        command.args(["--storage-driver", from]);
+    });
+    refused.fails().says("skiffd storage migrate --rollback");
+    // Without being told, the daemon takes the new one, although both are there.
+    engine.set_args(&[]);
+    engine.start_again();
+    assert_eq!(engine.docker(["info", "--format", "{{.Driver}}"]).ok(), to);
+    engine.stop();
+    all_is_well(&mut engine, to, &writers);
+
+    let done = engine
+        .skiffd(&["storage", "migrate", "--confirm"])
+        .run()
+        .code(0)
+        .stdout;
+    assert!(done.contains("Deleted the old state"), "{done}");
+    assert!(!engine.data_root().join(from).exists() && !engine.data_root().join("image").join(from).exists());
+    all_is_well(&mut engine, to, &writers);
+    engine
+        .skiffd(&["storage", "migrate", "--to", to])
+        .run()
+        .code(0)
+        .prints(&format!(
+            "Nothing to move: no other storage driver than {to} holds anything.\n"
+        ));
+    engine
+        .skiffd(&["storage", "migrate", "--rollback"])
+        .run()
+        .code(2)
+        .says("there is no migration to roll back");
+}
+
+#[test]
+fn everything_moves_from_overlay2_to_vfs() {
+    require!(Engine::own(), "stops the daemon");
+    moves("overlay2", "vfs");
+}
+
+#[test]
+fn everything_moves_from_vfs_to_overlay2() {
+    require!(Engine::own(), "stops the daemon");
+    moves("vfs", "overlay2");
+}
+
+#[test]
+fn everything_moves_from_vfs_to_fuse_overlayfs() {
+    require!(Engine::own() && has_fuse(), "mounts a FUSE file system");
+    moves("vfs", "fuse-overlayfs");
+}
+
+#[test]
+fn everything_moves_from_fuse_overlayfs_to_overlay2() {
+    require!(Engine::own() && has_fuse(), "mounts a FUSE file system");
+    moves("fuse-overlayfs", "overlay2");
+}
+
+#[test]
+fn everything_moves_from_btrfs_to_overlay2_and_back() {
+    require!(
+        Engine::own() && crate::harness::is_root(),
+        "only root can mount a btrfs"
+    );
+    let (mut engine, writers) = stopped("btrfs");
+    for (from, to) in [("btrfs", "overlay2"), ("overlay2", "btrfs")] {
+        engine
+            .skiffd(&["storage", "migrate", "--to", to, "--confirm"])
+            .run()
+            .code(0);
+        assert!(!engine.data_root().join(from).exists());
+        all_is_well(&mut engine, to, &writers);
+    }
+}
+
+/// Whether an ordinary user may open the device.
+fn has_fuse() -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata("/dev/fuse").is_ok_and(|device| device.permissions().mode() & 0o006 == 0o006)
+}
+
+#[test]
+fn a_roll_back_returns_everything() {
+    require!(Engine::own(), "stops the daemon");
+    let (mut engine, writers) = stopped("overlay2");
+    migrate(&engine, "vfs").run().code(0);
+    engine
+        .skiffd(&["storage", "migrate", "--rollback"])
+        .run()
+        .code(0)
+        .prints("Everything is in overlay2 again (2 containers).\n");
+    assert!(!engine.data_root().join("vfs").exists());
+    all_is_well(&mut engine, "overlay2", &writers);
+
+    // After a daemon has worked with the new driver, what it wrote is at stake: that has to be said twice.
+    migrate(&engine, "vfs").run().code(0);
+    all_is_well(&mut engine, "vfs", &writers);
+    let asked = engine.skiffd(&["storage", "migrate", "--rollback"]).run().code(2);
+    assert!(
+        asked.stderr.contains("A daemon has used vfs since") && asked.stderr.contains("--yes"),
+        "{asked}"
+    );
+    engine
+        .skiffd(&["storage", "migrate", "--rollback", "--yes"])
+        .run()
+        .code(0);
+    all_is_well(&mut engine, "overlay2", &writers);
+}
+
+#[test]
+fn a_running_daemon_or_container_is_in_the_way() {
+    require!(Engine::own(), "kills the daemon");
+    let mut engine = Engine::with_busybox("overlay2");
+    engine.detached(&["--name", "running"], &["sleep", "1000"]);
+    let pid = engine.parent_pid();
+    let refused = migrate(&engine, "vfs").run().code(2);
+    assert!(refused.stderr.contains(&format!("kill {pid}")), "{refused}");
+    let daemon = engine.daemon_pid();
+    for process in [daemon, pid] {
+        engine.kill_9(process);
+    }
+    engine.wait_for_exit();
+    engine.wait_until_gone(daemon);
+    let refused = migrate(&engine, "vfs").run().code(2);
+    assert!(refused.stderr.contains("1 containers still run"), "{refused}");
+    assert!(!engine.data_root().join("vfs").exists());
+    engine.start_again();
+    assert_eq!(engine.inspect("running", "{{.State.Running}}"), "true");
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_does_nothing() {
+    require!(Engine::own(), "stops the daemon");
+    let (mut engine, writers) = stopped("overlay2");
+    let before = names(&engine.data_root());
+    let done = engine
+        .skiffd(&["storage", "migrate", "--to", "vfs", "--dry-run"])
+        .run()
+        .code(0)
+        .stdout;
+    assert!(done.starts_with("From overlay2 to vfs:\n"), "{done}");
+    assert_eq!(done.matches("unpacked from its blob").count(), 3, "{done}");
+    assert!(
+        done.contains("container one (") && done.contains("3 layers and 2 containers; about "),
+        "{done}"
+    );
+    assert_eq!(names(&engine.data_root()), before);
+    all_is_well(&mut engine, "overlay2", &writers);
+    engine
+        .skiffd(&["storage", "migrate", "--to", "floppy", "--dry-run"])
+        .run()
+        .code(2)
+        .says("unknown storage driver");
+    engine
+        .skiffd(&["storage", "migrate"])
+        .run()
+        .code(2)
+        .says("Usage: skiffd storage migrate");
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// kill -9 of the command at any instant of the way there, of the confirmation and of the way back.
+fn killed_at_any_instant(from: &str, to: &str, seed: u64) {
+    let (mut engine, writers) = stopped(from);
+    let mut dice = seed | 1;
+    let mut below = |limit: u64| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        dice % limit
+    };
+    let mut kill_during = |engine: &Engine, words: &[&str]| {
+        let before: Vec<i32> = engine.processes().iter().map(|p| p.pid).collect();
+        let command = engine.skiffd(words).start();
+        // The instant is the point here, not an event to wait for.
+        std::thread::sleep(Duration::from_millis(below(400)));
+        command.kill();
+        command.finish();
+        // Its temporary keeper ends with it.
+        eventually("nothing of it is left", PATIENCE, || {
+            let mut all = engine.processes().into_iter();
+            all.all(|p| p.zombie || before.contains(&p.pid)).then_some(())
+        });
+    };
+    let (mut refusals, mut runs) = (0, 0);
+    for round in 0..number("SKIFF_TEST_ROUNDS", 2) {
+        kill_during(&engine, &["storage", "migrate", "--to", to]);
+        let journal =
+            std::fs::read_to_string(engine.data_root().join("image/migration.json")).unwrap_or_default();
+        if journal.contains("\"converting\"") || journal.contains("\"switching\"") {
+            let refused = engine.run_daemon(|_| ());
+            assert!(
+                refused
+                    .fails()
+                    .stderr
+                    .contains(&format!("skiffd storage migrate --to {to}"))
+            );
+            refusals += 1;
+        }
+        if round % 2 == 0 {
+            // Forward: killed once more, then to its end.
+            kill_during(&engine, &["storage", "migrate", "--to", to]);
+            migrate(&engine, to).run().code(0);
+            all_is_well(&mut engine, to, &writers);
+            // And back, before it is confirmed: the copies of the old driver are what they were.
+            kill_during(&engine, &["storage", "migrate", "--rollback", "--yes"]);
+            if engine.data_root().join("image/migration.json").exists() {
+                engine
+                    .skiffd(&["storage", "migrate", "--rollback", "--yes"])
+                    .run()
+                    .code(0);
+            }
+        } else if !journal.is_empty() {
+            engine.skiffd(&["storage", "migrate", "--rollback"]).run().code(0);
+        }
+        all_is_well(&mut engine, from, &writers);
+        runs += 1;
+    }
+    migrate(&engine, to).run().code(0);
+    kill_during(&engine, &["storage", "migrate", "--confirm"]);
+    if engine.data_root().join("image/migration.json").exists() {
+        engine.skiffd(&["storage", "migrate", "--confirm"]).run().code(0);
+    }
+    assert!(!engine.data_root().join(from).exists());
+    all_is_well(&mut engine, to, &writers);
+    eprintln!("{runs} rounds, {refusals} of them left a half-done migration");
+}
+
+#[test]
+fn killed_at_any_instant_from_overlay2_to_vfs() {
+    require!(Engine::own(), "stops the daemon");
+    killed_at_any_instant("overlay2", "vfs", seed());
+}
+
+#[test]
+fn killed_at_any_instant_from_vfs_to_overlay2() {
+    require!(Engine::own(), "stops the daemon");
+    killed_at_any_instant("vfs", "overlay2", seed());
+}
+
+/// A number that looks random and is shown, so that a failure can be repeated.
+fn seed() -> u64 {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
+    let seed = number("SKIFF_TEST_SEED", now.subsec_nanos().into());
+    eprintln!("SKIFF_TEST_SEED={seed}");
+    seed
+}
+
+#[test]
+fn a_full_disk_is_said_before_and_does_no_harm_when_it_comes_all_the_same() {
+    require!(
+        Engine::own() && crate::harness::is_root(),
+        "mounts a small file system"
+    );
+    let mut engine = Engine::start_with(Options::driver("overlay2").data_root_of_mib(48));
+    let image = layered_image("full");
+    engine.docker(["pull", "-q", &image]).ok();
+    let writer = Writer::new(&engine, "one", &image);
+    let fill = "dd if=/dev/urandom of=/fill bs=1M count=16 2>/dev/null";
+    engine
+        .docker([
+            "run",
+            "--name",
+            "big",
+            "--network",
+            "none",
+            &image,
+            "sh",
+            "-c",
+            fill,
+        ])
+        .ok();
+    engine.stop();
+    let refused = migrate(&engine, "vfs").run().code(2);
+    assert!(
+        refused.stderr.contains("too little room") && refused.stderr.contains("--no-space-check"),
+        "{refused}"
+    );
+    let failed = engine
+        .skiffd(&["storage", "migrate", "--to", "vfs", "--no-space-check"])
+        .run()
+        .code(2);
+    assert!(
+        failed.stderr.contains("no space left on device") && failed.stderr.contains("--rollback"),
+        "{failed}"
+    );
+    engine.skiffd(&["storage", "migrate", "--rollback"]).run().code(0);
+    engine.set_args(&["--storage-driver", "overlay2"]);
+    engine.start_again();
+    writer.has_its_files(&engine);
+}
+
+/// What `skiffd storage verify --json` finds.
+fn verify(engine: &Engine, words: &[&str], code: i32) -> serde_json::Value {
+    let words: Vec<&str> = ["storage", "verify", "--json"]
+        .iter()
+        .chain(words)
+        .copied()
+        .collect();
+    let done = engine.skiffd(&words).run().code(code);
+    serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done}"))
+}
+
+on_both_drivers! {
+    fn a_data_root_in_use_has_no_damage(engine) {
+        require!(Engine::own(), "looks at the data root");
+        let image = layered_image("verified");
+        engine.docker(["pull", "-q", &image]).ok();
+        Writer::new(engine, "writer", &image);
+        let found = verify(engine, &[], 0);
+        assert_eq!(found["problems"], serde_json::json!([]), "{found:#}");
+        assert_eq!((&found["images"], &found["layers"]), (&2.into(), &0.into()), "{found:#}");
+        assert!(found["notes"][0].as_str().unwrap().starts_with("the daemon or a container runs"), "{found:#}");
+        engine.skiffd(&["storage", "verify", "--repair"]).run().code(2).says("stop it first");
+    }
+}
+
+/// Damages a layer and a blob behind a stopped daemon's back.
+fn damage_is_found_and_repaired(driver: &str, inside: &str) {
+    let (mut engine, writers) = stopped(driver);
+    let found = verify(&engine, &[], 0);
+    assert_eq!(found["problems"], serde_json::json!([]), "{found:#}");
+    assert_eq!(
+        (&found["layers"], &found["containers"]),
+        (&3.into(), &2.into()),
+        "{found:#}"
+    );
+
+    // The layer with the containers' files: there is one `kept/linked` for each layer that has it.
+    let places: Vec<_> = names(&engine.data_root().join(driver))
+        .into_iter()
+        .filter(|name| name.len() == 64)
+        .map(|name| engine.data_root().join(driver).join(name).join(inside))
+        .filter(|place| place.join("kept/linked").exists())
+        .collect();
+    for place in &places {
+        std::fs::write(place.join("kept/linked"), "LINKED").unwrap();
+        std::fs::write(place.join("kept/surplus"), "").unwrap();
+        std::fs::remove_file(place.join("kept/removed")).unwrap();
+    }
+    let found = verify(&engine, &[], 1);
+    let problems = found["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), places.len(), "{found:#}");
+    let damage = problems[0]["damage"].as_str().unwrap();
+    for text in ["/kept/linked has other contents", "/kept/removed is missing"] {
+        assert!(damage.contains(text), "{damage}");
+    }
+    let said = engine.skiffd(&["storage", "verify"]).run().code(1).stdout;
+    assert!(said.contains("repair: skiffd storage verify --repair"), "{said}");
+    let repaired = engine
+        .skiffd(&["storage", "verify", "--repair"])
+        .run()
+        .code(0)
+        .stdout;
+    assert!(
+        repaired.contains(&format!("{} repaired, nothing else is damaged", places.len())),
+        "{repaired}"
+    );
+    assert_eq!(verify(&engine, &[], 0)["problems"], serde_json::json!([]));
+    all_is_well(&mut engine, driver, &writers);
+
+    // A blob with a wrong byte: taken away, and brought back by the command that is named.
+    let manifest = largest_blob(&engine);
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    std::fs::write(&manifest, bytes).unwrap();
+    let found = verify(&engine, &["--repair"], 1);
+    let commands = found["problems"][0]["remedy"]["command"]
+        .as_array()
+        .unwrap()
+        .clone();
+    assert!(!manifest.exists() && !commands.is_empty(), "{found:#}");
+    engine.start_again();
+    for command in commands {
+        let words: Vec<&str> = command.as_str().unwrap().split(' ').collect();
+        assert_eq!(words[..2], ["docker", "pull"]);
+        engine.docker(["pull", "-q", words[2]]).ok();
+    }
+    engine.stop();
+    assert!(manifest.exists(), "the pull brought it back");
+    assert_eq!(verify(&engine, &[], 0)["problems"], serde_json::json!([]));
+}
+
+fn largest_blob(engine: &Engine) -> std::path::PathBuf {
+    let directory = engine.data_root().join("image/blobs/sha256");
+    let all = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    all.max_by_key(|entry| entry.metadata().unwrap().len())
+        .unwrap()
+        .path()
+}
+
+#[test]
+fn damage_is_found_and_repaired_overlay2() {
+    require!(
+        Engine::own() && crate::harness::is_root(),
+        "damages files of other ids"
+    );
+    damage_is_found_and_repaired("overlay2", "diff");
+}
+
+#[test]
+fn damage_is_found_and_repaired_vfs() {
+    require!(
+        Engine::own() && crate::harness::is_root(),
+        "damages files of other ids"
+    );
+    damage_is_found_and_repaired("vfs", "dir");
+}
+
+#[test]
+fn a_container_whose_files_are_gone_is_named_with_what_is_left_to_do() {
+    require!(
+        Engine::own() && crate::harness::is_root(),
+        "damages files of other ids"
+    );
+    let (mut engine, _) = stopped("overlay2");
+    let directory = engine.data_root().join("overlay2");
+    let lost = names(&directory)
+        .into_iter()
+        .find(|name| name.starts_with("active-rw-"))
+        .unwrap();
+    std::fs::remove_dir_all(directory.join(&lost)).unwrap();
+    let found = verify(&engine, &["--repair"], 1);
+    let problem = &found["problems"][0];
+    assert_eq!(problem["damage"], "its writable layer is gone");
+    let command = problem["remedy"]["command"].as_str().unwrap().to_owned();
+    engine.start_again();
+    let words: Vec<&str> = command.split(' ').collect();
+    assert_eq!(words[..2], ["docker", "rm"]);
+    engine.docker(&words[1..]).ok();
+    engine.stop();
+    assert_eq!(verify(&engine, &[], 0)["problems"], serde_json::json!([]));
+}
+
+/// kill -9 of the daemon at any instant of removals and of the collection at its start.
+fn killed_while_removing(driver: &str) {
+    let (mut engine, writers) = stopped(driver);
+    let [keeper, _] = &writers[..] else {
+        panic!("two containers")
+    };
+    let mut dice = seed() | 1;
+    let mut below = |limit: u64| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        dice % limit
+    };
+    engine.start_again();
+    let kill = |engine: &mut Engine| {
+        let (parent, daemon) = (engine.parent_pid(), engine.daemon_pid());
+        engine.kill_9(daemon);
+        engine.kill_9(parent);
+        engine.wait_for_exit();
+        engine.wait_until_gone(daemon);
+    };
+    for round in 0..number("SKIFF_TEST_ROUNDS", 3) {
+        let image = layered_image(&format!("removed-{driver}-{round}"));
+        let own = crate::harness::Image::busybox()
+            .layer(crate::harness::Layer::new().file("own", round.to_string().as_bytes()))
+            .push(&format!("removed-own-{driver}-{round}"));
+        for image in [&image, &own] {
+            engine.docker(["pull", "-q", image]).ok();
+        }
+        let doomed = format!("doomed-{round}");
+        engine
+            .docker(["create", "--name", &doomed, "--network", "none", &own, "true"])
+            .ok();
+        let removals = [
+            engine.docker(["rm", &doomed]).start(),
+            engine.docker(["rmi", "-f", &image, &own]).start(),
+        ];
+        // The instant is the point here, not an event to wait for.
+        std::thread::sleep(Duration::from_millis(below(150)));
+        kill(&mut engine);
+        removals.into_iter().for_each(|removal| drop(removal.finish()));
+        // And once more in the start, which collects what nobody needs.
+        engine.launch();
+        let daemon = eventually("a daemon runs", PATIENCE, || {
+            let parent = engine.parent_pid();
+            let mut all = engine.processes().into_iter();
+            all.find(|p| p.parent == parent && !p.zombie && p.command.contains(" daemon"))
+        });
+        std::thread::sleep(Duration::from_millis(below(150)));
+        engine.kill_9(daemon.pid);
+        engine.wait_for_exit();
+        engine.wait_until_gone(daemon.pid);
+        engine.start_again();
+        keeper.has_its_files(&engine);
+    }
+    for left in engine
+        .docker(["ps", "-aq", "--filter", "name=doomed"])
+        .ok()
+        .lines()
+    {
+        engine.docker(["rm", "-f", left]).ok();
+    }
+    engine.stop();
+    assert_eq!(verify(&engine, &[], 0)["problems"], serde_json::json!([]));
+    all_containers_start(&mut engine, &writers);
+}
+
+fn all_containers_start(engine: &mut Engine, writers: &[Writer]) {
+    engine.start_again();
+    for writer in writers {
+        writer.has_its_files(engine);
+    }
+    engine.stop();
+}
+
+#[test]
+fn killed_while_removing_overlay2() {
+    require!(Engine::own(), "kills the daemon");
+    killed_while_removing("overlay2");
+}
+
+#[test]
+fn killed_while_removing_vfs() {
+    require!(Engine::own(), "kills the daemon");
+    killed_while_removing("vfs");
+}
