@@ -22,7 +22,7 @@ DRAWING = {
     "skiff-sys": [],
     "skiff-archive": ["skiff-sys"],
     "skiff-fuse-overlay": ["skiff-sys"],
-    "skiff-graphdrivers": ["skiff-sys", "skiff-archive"],
+    "skiff-graphdrivers": ["skiff-sys", "skiff-archive", "skiff-fuse-overlay"],
     "skiff-storage-bench": ["skiff-sys", "skiff-archive", "skiff-graphdrivers"],
     "skiff-registry-client": [],
     "skiff-store": ["skiff-sys", "skiff-archive", "skiff-graphdrivers", "skiff-registry-client"],

@@ -75,7 +75,7 @@ fn every_line_has_figures_for_every_driver() {
         root.path(),
     );
     let report = run(&options, &scratch, &go_on, &mut |progress| {
-        steps.push(progress.clone())
+        steps.push(progress.clone());
     })
     .unwrap();
 

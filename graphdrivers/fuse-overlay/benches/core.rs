@@ -157,7 +157,7 @@ fn making(c: &mut Criterion) {
     }
     let place = tempfile::tempdir().unwrap();
     group.bench_function("bare create, write, set times", |b| {
-        b.iter_custom(|n| bare(place.path(), n, false))
+        b.iter_custom(|n| bare(place.path(), n, false));
     });
     group.bench_function("bare unlink", |b| b.iter_custom(|n| bare(place.path(), n, true)));
     group.finish();

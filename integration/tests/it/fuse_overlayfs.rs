@@ -30,17 +30,27 @@ const WATCHES_ITS_FILES: &str =
 fn the_root_file_system_is_fuse_and_goes_with_its_server() {
     require!(Engine::own(), "chooses the storage driver");
     let engine = Engine::with_busybox("fuse-overlayfs");
-    assert_eq!(engine.docker(["info", "--format", "{{.Driver}}"]).ok(), "fuse-overlayfs");
+    assert_eq!(
+        engine.docker(["info", "--format", "{{.Driver}}"]).ok(),
+        "fuse-overlayfs"
+    );
     let mounts = engine.busybox(&[], &["grep", " / ", "/proc/mounts"]).ok();
-    assert!(mounts.contains("fuse-overlayfs / fuse.fuse-overlayfs rw"), "{mounts}");
+    assert!(
+        mounts.contains("fuse-overlayfs / fuse.fuse-overlayfs rw"),
+        "{mounts}"
+    );
     engine.detached(&["--name", "box"], &["sleep", "1000"]);
     let server = server_of(&engine, "box");
     // One's own process, in a session of its own, with the lower directories and nothing else of the host in sight.
-    assert!(process(server.pid).is_some_and(|p| p.parent != engine.daemon_pid()), "{server:?}");
+    assert!(
+        process(server.pid).is_some_and(|p| p.parent != engine.daemon_pid()),
+        "{server:?}"
+    );
     if is_root() {
         let seen: Vec<String> = crate::harness::mounts_of(server.pid);
         assert!(
-            seen.iter().all(|point| point == "/" || point.starts_with("/proc")),
+            seen.iter()
+                .all(|point| point == "/" || point.starts_with("/proc")),
             "the server would keep mounts alive: {seen:?}"
         );
     }
@@ -61,11 +71,17 @@ fn a_container_whose_server_is_killed_is_reported_and_can_be_started_again() {
     // Not hung: what it reads fails, and it says so.
     assert_eq!(engine.docker(["wait", "box"]).ok(), "3");
     assert!(engine.docker(["logs", "box"]).ok().ends_with("my files are gone"));
-    assert_eq!(engine.inspect("box", "{{.State.Status}} {{.State.ExitCode}}"), "exited 3");
+    assert_eq!(
+        engine.inspect("box", "{{.State.Status}} {{.State.ExitCode}}"),
+        "exited 3"
+    );
     let merged = engine.inspect("box", "{{.GraphDriver.Data.MergedDir}}");
     eventually("the death is in the log", PATIENCE, || {
         let log = engine.log();
-        let lines: Vec<_> = log.lines().filter(|line| line.contains(&merged) && line.contains("died")).collect();
+        let lines: Vec<_> = log
+            .lines()
+            .filter(|line| line.contains(&merged) && line.contains("died"))
+            .collect();
         assert!(lines.len() < 2, "one line is enough: {lines:?}");
         (lines.len() == 1).then_some(())
     });
@@ -93,7 +109,14 @@ fn a_container_whose_server_died_can_be_removed() {
     let active = engine.data_root().join("fuse-overlayfs");
     eventually("nothing is left", PATIENCE, || {
         let left = fs::read_dir(&active).unwrap();
-        let left = left.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("active-"));
+        let left = left.filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .starts_with("active-")
+        });
         (left.count() == 0).then_some(())
     });
     assert_eq!(servers(&engine), []);
@@ -103,7 +126,10 @@ fn a_container_whose_server_died_can_be_removed() {
 fn servers_outlive_the_daemon_and_not_its_namespaces() {
     require!(Engine::own() && is_root(), "kills all processes of the engine");
     let mut engine = Engine::with_busybox("fuse-overlayfs");
-    engine.detached(&["--name", "box", "-i"], &["sh", "-c", "echo before; read line; cat /etc/os-release; exit 7"]);
+    engine.detached(
+        &["--name", "box", "-i"],
+        &["sh", "-c", "echo before; read line; cat /etc/os-release; exit 7"],
+    );
     engine.wait_for_output("box", "before");
     let server = server_of(&engine, "box");
     let (daemon, parent) = (engine.daemon_pid(), engine.parent_pid());
@@ -111,8 +137,17 @@ fn servers_outlive_the_daemon_and_not_its_namespaces() {
     engine.wait_for_exit();
     engine.wait_until_gone(parent);
     engine.start_again();
-    assert_eq!(server_of(&engine, "box").pid, server.pid, "the same server goes on");
-    let shown = engine.docker(["attach", "box"]).stdin("go\n").run().code(7).stdout;
+    assert_eq!(
+        server_of(&engine, "box").pid,
+        server.pid,
+        "the same server goes on"
+    );
+    let shown = engine
+        .docker(["attach", "box"])
+        .stdin("go\n")
+        .run()
+        .code(7)
+        .stdout;
     assert!(shown.contains("busybox") || !shown.is_empty(), "{shown}");
     engine.docker(["rm", "box"]).ok();
     engine.wait_until_gone(server.pid);
@@ -122,7 +157,13 @@ fn servers_outlive_the_daemon_and_not_its_namespaces() {
     let server = server_of(&engine, "box");
     let init = engine.inspect("box", "{{.State.Pid}}").parse::<i32>().unwrap();
     let shim = process(init).unwrap().parent;
-    for pid in [engine.keeper_pid(), engine.daemon_pid(), engine.parent_pid(), shim, init] {
+    for pid in [
+        engine.keeper_pid(),
+        engine.daemon_pid(),
+        engine.parent_pid(),
+        shim,
+        init,
+    ] {
         engine.kill_9(pid);
     }
     engine.wait_for_exit();
@@ -160,13 +201,20 @@ fn another_program_can_serve() {
     // The same one by another name, called as one that knows nothing of skiff.
     symlink(std::env::var("SKIFF_TEST_DAEMON").unwrap(), &program).unwrap();
     let option = format!("fuse-overlayfs.mount_program={}", program.display());
-    let engine = Engine::start_with(Options::driver("fuse-overlayfs").arg("--storage-opt").arg(&option));
+    let engine = Engine::start_with(
+        Options::driver("fuse-overlayfs")
+            .arg("--storage-opt")
+            .arg(&option),
+    );
     engine.docker(["pull", "-q", &registry().busybox()]).ok();
     let status = engine.get("/info").json()["DriverStatus"].to_string();
     assert!(status.contains(&program.display().to_string()), "{status}");
     engine.detached(&["--name", "box"], &["sleep", "1000"]);
     let server = server_of(&engine, "box");
-    assert!(server.command.starts_with(&program.display().to_string()), "{server:?}");
+    assert!(
+        server.command.starts_with(&program.display().to_string()),
+        "{server:?}"
+    );
     engine.docker(["rm", "-f", "box"]).ok();
     engine.wait_until_gone(server.pid);
 }
@@ -175,14 +223,30 @@ fn another_program_can_serve() {
 fn refusals_name_the_option() {
     require!(Engine::own(), "chooses the storage driver");
     for (option, text) in [
-        ("mount_program=/no/such/program", "fuse-overlayfs.mount_program=/no/such/program: No such file"),
-        ("mountopt=nonsense", "fuse-overlayfs.mountopt: unknown option nonsense"),
-        ("mountopt=lowerdir=/x", "fuse-overlayfs.mountopt: lowerdir is the driver's own"),
-        ("nonsense=1", "fuse-overlayfs: unknown option fuse-overlayfs.nonsense"),
+        (
+            "mount_program=/no/such/program",
+            "fuse-overlayfs.mount_program=/no/such/program: No such file",
+        ),
+        (
+            "mountopt=nonsense",
+            "fuse-overlayfs.mountopt: unknown option nonsense",
+        ),
+        (
+            "mountopt=lowerdir=/x",
+            "fuse-overlayfs.mountopt: lowerdir is the driver's own",
+        ),
+        (
+            "nonsense=1",
+            "fuse-overlayfs: unknown option fuse-overlayfs.nonsense",
+        ),
         ("mount_program=/bin/false", "/bin/false: exit status: 1"),
     ] {
         let option = format!("fuse-overlayfs.{option}");
-        let engine = Engine::prepare(Options::driver("fuse-overlayfs").arg("--storage-opt").arg(&option));
+        let engine = Engine::prepare(
+            Options::driver("fuse-overlayfs")
+                .arg("--storage-opt")
+                .arg(&option),
+        );
         let done = engine.run_daemon(|_| {});
         done.fails().says(text);
     }

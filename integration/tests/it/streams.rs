@@ -1,6 +1,6 @@
 //! Standard streams: attach, terminals, logs, and clients that vanish.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
 
 use serde_json::json;
@@ -307,9 +307,17 @@ fn logs_can_be_cut_stamped_and_followed() {
     assert_eq!(logs(&["--since", "1h"]), "one\ntwo\nthree");
     assert_eq!(logs(&["--since", &(unix_time() + 3600).to_string()]), "");
 
-    let follow = engine.docker(["logs", "-f", "--tail", "1", "box"]).start();
+    let (follow, output) = engine
+        .docker(["logs", "-f", "--tail", "1", "box"])
+        .start_reading();
+    let mut output = BufReader::new(output);
+    let mut followed = String::new();
+    // "The last line" is another one as soon as the container is told to go on.
+    output.read_line(&mut followed).unwrap();
     engine.docker(["attach", "box"]).stdin("go\n").run();
-    follow.finish().code(0).prints("three\nfour\nfive");
+    output.read_to_string(&mut followed).unwrap();
+    assert_eq!(followed, "three\nfour\nfive");
+    follow.finish().code(0);
     assert_eq!(
         logs(&[]),
         "one\ntwo\nthree\nfour\nfive",
