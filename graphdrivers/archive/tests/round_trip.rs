@@ -84,7 +84,7 @@ fn make(root: &Path, files: &[File]) {
     let mut directories = Vec::new();
     for file in files {
         let path = root.join(&file.path);
-        if fs::symlink_metadata(&path).is_ok() || fs::create_dir_all(path.parent().unwrap()).is_err() {
+        if fs::symlink_metadata(&path).is_ok() || !make_parents(root, &path) {
             continue;
         }
         match &file.what {
@@ -128,6 +128,18 @@ fn make(root: &Path, files: &[File]) {
         touch(path, *mtime);
     }
     chown(root, Some(0), Some(0)).unwrap();
+}
+
+/// Makes the directories above `path`, unless one of them is something else. A link among them is not followed: it may
+/// lead out of `root`, up to the machine's own `/`.
+fn make_parents(root: &Path, path: &Path) -> bool {
+    let parent = path.parent().unwrap();
+    let mut above: Vec<&Path> = parent.ancestors().take_while(|above| *above != root).collect();
+    above.reverse();
+    above.iter().all(|above| match fs::symlink_metadata(above) {
+        Ok(there) => there.is_dir(),
+        Err(_) => fs::create_dir(above).is_ok(),
+    })
 }
 
 fn touch(path: &Path, (tv_sec, tv_nsec): (i64, i64)) {
@@ -237,6 +249,21 @@ proptest! {
             prop_assert!(packed == again, "{}", name);
         }
     }
+}
+
+#[test]
+fn random_files_are_not_made_through_links() {
+    let scratch = tempfile::tempdir().unwrap();
+    let [inside, outside] = ["inside", "outside"].map(|name| scratch.path().join(name));
+    for path in [&inside, &outside] {
+        fs::create_dir(path).unwrap();
+    }
+    symlink(&outside, inside.join("link")).unwrap();
+    assert!(!make_parents(&inside, &inside.join("link/file")));
+    assert!(!make_parents(&inside, &inside.join("link/directory/file")));
+    assert!(make_parents(&inside, &inside.join("a/b/file")));
+    assert!(inside.join("a/b").is_dir());
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
 }
 
 #[test]
