@@ -78,7 +78,10 @@ def prepare(place, sizes):
     ready = place / f"ready-{sizes.tree}"
     if ready.exists():
         return
-    for name in ("lower1", "lower2"):
+    # What another size left is not what this one measures.
+    for left in place.glob("ready-*"):
+        left.unlink()
+    for name in ("lower1", "lower2", "unpacked", "repository"):
         shutil.rmtree(place / name, ignore_errors=True)
     rng, text = random.Random(2), filler()
     lower = place / "lower1"

@@ -15,6 +15,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ use std::thread;
 
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, Signal};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
 use skiff_sys::process::{Fork, exit_now, fork_single_threaded};
@@ -147,6 +149,7 @@ fn mount_and_serve(options: &Options, target: &Path, manner: Manner) -> Result<E
     raise_descriptor_limit();
     let (overlay, device, mounted) = mount_overlay(options, target)?;
     let serve = |greeted: &mut dyn FnMut(&Result<(), String>)| {
+        widen_descriptor_table(&device);
         let left = if manner.leave_namespace {
             mounted.leave_namespace()
         } else {
@@ -164,7 +167,27 @@ fn mount_and_serve(options: &Options, target: &Path, manner: Manner) -> Result<E
             }
         }));
     }
-    in_background(serve)
+    let outcome = in_background(serve)?;
+    if outcome == ExitCode::SUCCESS {
+        warm_up(options, target);
+    }
+    Ok(outcome)
+}
+
+/// Teaches the kernel that it may open files by itself, which it only learns when it asks for the first time. Until then
+/// it asks for the release of each file that a program makes, and a container's first work may be to make thousands.
+fn warm_up(options: &Options, target: &Path) {
+    if options.upper.is_none() || options.read_only {
+        return;
+    }
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    // Where this does not work (a full disk, another's directory) files are only a little slower.
+    let Ok(file) = rustix::fs::open(target, flags, Mode::RUSR | Mode::WUSR) else {
+        return;
+    };
+    // By its descriptor: it has no name.
+    let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let _ = rustix::fs::open(again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
 }
 
 fn mount_overlay(options: &Options, target: &Path) -> Result<(Overlay, File, Mounted), String> {
@@ -235,6 +258,8 @@ fn in_background(
     let (mut reader, mut writer) = io::pipe().map_err(|error| format!("pipe: {error}"))?;
     match fork_single_threaded().map_err(|error| format!("fork: {error}"))? {
         Fork::Parent(_) => {
+            // With its descriptor of the device: if the child dies, nobody shall wait for its answers.
+            drop(serve);
             drop(writer);
             let mut message = String::new();
             reader
@@ -336,6 +361,19 @@ fn raise_descriptor_limit() {
     };
     // What is not granted is not needed at once.
     let _ = rustix::process::setrlimit(Resource::Nofile, raised);
+}
+
+/// Makes room for many descriptors as long as the process has one thread. Later the kernel would wait, each time the
+/// table doubles, until all processors have seen it: milliseconds in which no request is answered.
+fn widen_descriptor_table(some: &File) {
+    const ROOM: u64 = 16_384;
+    let limit = rustix::process::getrlimit(Resource::Nofile).current;
+    let last = limit.unwrap_or(ROOM).min(ROOM).saturating_sub(1);
+    // Closed at once; the room stays. Without it the table grows as it is needed.
+    drop(rustix::io::fcntl_dupfd_cloexec(
+        some,
+        RawFd::try_from(last).unwrap_or(0),
+    ));
 }
 
 fn config(options: &Options) -> Config {

@@ -5,7 +5,8 @@
 //!            Looked up anew when another thread asks, and now and then
 //!   wait     when the asker does not stay there (real-time scheduling moves it away from us): the thread goes where
 //!            the scheduler likes, and looks for the next request for a moment before it sleeps, which saves the
-//!            slower one of the two hand-overs. Given up where it finds nothing
+//!            slower one of the two hand-overs. How long a moment is depends on how soon requests come: it grows
+//!            when a little more would have done, and is nothing when it would not (as KVM polls before it halts)
 //! ```
 
 use std::fs::File;
@@ -22,11 +23,9 @@ const OTHER_ASKER: u32 = 6;
 /// Looks that found the asker elsewhere after which following is given up, for so many requests.
 const MOVED_AWAY: u32 = 2;
 const GIVEN_UP: u32 = 8192;
-/// How long to look for the next request.
-pub(super) const MOMENT: Duration = Duration::from_micros(60);
-/// Moments in vain, out of the last few, after which it is not tried for so many requests.
-const IN_VAIN: u32 = 8;
-const NOT_TRIED: u32 = 512;
+/// How long to look for the next request at first, and at most.
+const FIRST_MOMENT: Duration = Duration::from_micros(30);
+const LONGEST_MOMENT: Duration = Duration::from_micros(150);
 
 /// The thread's own view of where it should be.
 #[derive(Debug)]
@@ -42,10 +41,8 @@ pub(super) struct Follower {
     moved_away: u32,
     /// Requests until following is tried again.
     given_up: u32,
-    /// Rises with each moment in vain, falls with each that was not.
-    in_vain: u32,
-    /// Requests until moments are spent again.
-    not_tried: u32,
+    /// How long to look for the next request.
+    moment: Duration,
 }
 
 impl Follower {
@@ -60,28 +57,22 @@ impl Follower {
             patience: OTHER_ASKER,
             moved_away: 0,
             given_up: 0,
-            in_vain: 0,
-            not_tried: 0,
+            moment: Duration::ZERO,
         }
     }
 
-    /// A request of thread `asker` (0: of nobody who waits) was answered, and no other thread serves. Says whether to
-    /// look for the next request for a [`MOMENT`].
-    pub(super) fn follow(&mut self, asker: u32) -> bool {
-        if self.home.is_none() {
-            return false;
-        }
+    /// A request of thread `asker` (0: of nobody who waits) was answered, and no other thread serves. Says for how long
+    /// to look for the next request, and with `Some` that [`learn`](Self::learn) wants to know when it came.
+    pub(super) fn follow(&mut self, asker: u32) -> Option<Duration> {
+        self.home.as_ref()?;
         if self.given_up == 0 {
             if asker != 0 {
                 self.keep_up_with(asker);
             }
-            return false;
+            return None;
         }
         self.given_up -= 1;
-        if self.not_tried > 0 {
-            self.not_tried -= 1;
-        }
-        self.not_tried == 0
+        Some(self.moment)
     }
 
     fn keep_up_with(&mut self, asker: u32) {
@@ -105,7 +96,7 @@ impl Follower {
         }
         if self.moved_away >= MOVED_AWAY {
             self.stay_anywhere();
-            (self.given_up, self.in_vain, self.not_tried) = (GIVEN_UP, 0, 0);
+            (self.given_up, self.moment) = (GIVEN_UP, FIRST_MOMENT);
         } else {
             self.patience = FIRST_LOOK;
             self.go(place);
@@ -123,16 +114,13 @@ impl Follower {
         }
     }
 
-    /// What a moment brought.
-    pub(super) fn learn(&mut self, found: bool) {
-        if found {
-            self.in_vain = self.in_vain.saturating_sub(1);
-            return;
-        }
-        self.in_vain += 1;
-        if self.in_vain >= IN_VAIN {
-            (self.in_vain, self.not_tried) = (0, NOT_TRIED);
-        }
+    /// The next request came after `time`, too late for the moment.
+    pub(super) fn learn(&mut self, time: Duration) {
+        self.moment = if time > LONGEST_MOMENT {
+            Duration::ZERO
+        } else {
+            (2 * self.moment).clamp(FIRST_MOMENT, LONGEST_MOMENT)
+        };
     }
 
     /// The scheduler decides again.
@@ -185,7 +173,7 @@ mod tests {
         };
         let own = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
         for _ in 0..OTHER_ASKER {
-            assert!(!follower.follow(own));
+            assert_eq!(follower.follow(own), None);
         }
         assert!(follower.place.is_some());
         assert_eq!(sched_getaffinity(None).unwrap().count(), 1);
@@ -201,18 +189,24 @@ mod tests {
         }
         let own = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
         while follower.given_up == 0 {
-            assert!(!follower.follow(own));
+            assert_eq!(follower.follow(own), None);
             // As if the asker were never where we went.
             follower.place = follower.place.map(|_| usize::MAX);
         }
-        assert!(follower.follow(own), "moments are spent");
-        follower.learn(true);
-        assert!(follower.follow(own));
-        for _ in 0..IN_VAIN {
-            follower.learn(false);
+        assert_eq!(follower.follow(own), Some(FIRST_MOMENT));
+        follower.learn(LONGEST_MOMENT / 2);
+        assert_eq!(
+            follower.follow(own),
+            Some(2 * FIRST_MOMENT),
+            "a little more would have done"
+        );
+        for _ in 0..10 {
+            follower.learn(LONGEST_MOMENT);
         }
-        assert!(!follower.follow(own), "in vain");
-        let waited = (0..).take_while(|_| !follower.follow(own)).count();
-        assert!(waited < NOT_TRIED as usize, "{waited}");
+        assert_eq!(follower.follow(own), Some(LONGEST_MOMENT));
+        follower.learn(2 * LONGEST_MOMENT);
+        assert_eq!(follower.follow(own), Some(Duration::ZERO), "in vain");
+        follower.learn(FIRST_MOMENT);
+        assert_eq!(follower.follow(own), Some(FIRST_MOMENT), "worth while again");
     }
 }

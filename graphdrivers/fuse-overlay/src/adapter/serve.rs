@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, Scope};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use super::Session;
 use super::abi::opcode;
 use super::crew::{Crew, Turn};
 use super::dispatch::Outcome;
-use super::follow::{Follower, MOMENT};
+use super::follow::Follower;
 use super::init::MAX_WRITE;
 use super::reply::Reply;
 use super::request::Request;
@@ -92,7 +92,7 @@ fn serve_on<'scope, 'env: 'scope>(
     let mut follower = Follower::new();
     let mut glance = Glance::default();
     let mut is_new = true;
-    let mut look = false;
+    let mut look = None;
     loop {
         match crew.take_turn(is_new) {
             Turn::Read => {}
@@ -100,18 +100,18 @@ fn serve_on<'scope, 'env: 'scope>(
             Turn::End => return Ok(Leave::Dismissed),
         }
         is_new = false;
-        let soon = if look {
-            glance.next(device, &mut buffer)
-        } else {
-            None
-        };
-        if look {
-            follower.learn(soon.is_some());
-        }
+        // Only measured where something is to be learnt from it.
+        let answered = look.map(|_| Instant::now());
+        let soon = look.and_then(|moment| glance.next(device, &mut buffer, moment));
         let (device, length) = match soon {
             Some(found) => found,
             None => match next(device, &mut buffer)? {
-                Some(length) => (device, length),
+                Some(length) => {
+                    if let Some(answered) = answered {
+                        follower.learn(answered.elapsed());
+                    }
+                    (device, length)
+                }
                 None => return Ok(Leave::Unmounted),
             },
         };
@@ -127,10 +127,12 @@ fn serve_on<'scope, 'env: 'scope>(
             }
         };
         crew.end(asker);
-        look = crew.is_alone() && follower.follow(asker);
-        if !crew.is_alone() {
+        look = if crew.is_alone() {
+            follower.follow(asker)
+        } else {
             follower.stay_anywhere();
-        }
+            None
+        };
     }
 }
 
@@ -142,15 +144,23 @@ struct Glance {
 }
 
 impl Glance {
-    /// The next request, if it comes within a moment, and the descriptor to answer it through.
-    fn next<'a>(&'a mut self, device: &File, buffer: &mut [u8]) -> Option<(&'a File, usize)> {
+    /// The next request, if it comes within the `moment`, and the descriptor to answer it through.
+    fn next<'a>(
+        &'a mut self,
+        device: &File,
+        buffer: &mut [u8],
+        moment: Duration,
+    ) -> Option<(&'a File, usize)> {
+        if moment.is_zero() {
+            return None;
+        }
         let open = || {
             let clone = skiff_sys::fuse::clone_device(device.as_fd()).ok()?;
             rustix::fs::fcntl_setfl(&clone, OFlags::NONBLOCK).ok()?;
             Some(clone)
         };
         let device = self.device.get_or_insert_with(open).as_ref()?;
-        let end = Instant::now() + MOMENT;
+        let end = Instant::now() + moment;
         loop {
             match rustix::io::read(device, &mut *buffer) {
                 Ok(length) => return Some((device, length)),
