@@ -3,7 +3,7 @@
 bare file system below. `make bench-filesystems` (scripts/bench.sh) prepares and calls it; docs/benchmarks.md tells how to read it.
 
 usage: filesystems.py [--fuse NAME COMMAND]... [--user NAME] [--place DIRECTORY] [--rounds N] [--only ROW]... [--quick]
-                      [--skip NAME]... [--json FILE] [--output FILE] [--options OPTION,...]
+                      [--skip NAME]... [--json FILE] [--output FILE] [--options OPTION,...] [--no-realtime]
 
   --fuse NAME COMMAND   a program that understands `COMMAND -o lowerdir=…,upperdir=…,workdir=… MOUNTPOINT`; may be repeated. The
                         first one is the one that the others are compared with.
@@ -13,7 +13,8 @@ usage: filesystems.py [--fuse NAME COMMAND]... [--user NAME] [--place DIRECTORY]
 Everything runs as root of a user namespace with the user's subordinate ids. Every row gets a mount of its own on fresh directories;
 "fresh" rows are the first use of a mount, "warm" rows the second. Candidates take turns within a round, so that other
 work on the machine falls on all of them; the table shows medians, and ~ where the rounds differ by more than 40 %. Started by root,
-it runs with SCHED_RR, and so do the FUSE servers, which keeps other work on the cores out of the figures.
+it runs with SCHED_RR, and so do the FUSE servers, which keeps other work on the cores out of the figures; with --no-realtime (for
+a machine that others need, or to see what users get) everything keeps its ordinary priority.
 """
 
 import argparse
@@ -530,7 +531,8 @@ def inside(args):
     candidates += [Fuse(name, command, place, args.options) for name, command in args.fuse]
     candidates = [candidate for candidate in candidates if candidate.name not in args.skip]
     header = (f"# {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, Linux {os.uname().release}, {os.cpu_count()} processors, N rounds, "
-              f"seconds unless said, medians{', quick sizes' if args.quick else ''}")
+              f"seconds unless said, medians{', quick sizes' if args.quick else ''}"
+              f"{', real-time' if os.sched_getscheduler(0) == os.SCHED_RR else ''}")
     print(measure(candidates, sizes, args, header))
 
 
@@ -545,6 +547,7 @@ def main():
     parser.add_argument("--skip", action="append", default=[])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--options", default="")
+    parser.add_argument("--no-realtime", action="store_true")
     parser.add_argument("--json")
     parser.add_argument("--output")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -560,10 +563,11 @@ def main():
             sys.exit("filesystems: as root, say --user NAME: it measures what an unprivileged user gets")
         shutil.chown(args.place, args.user, args.user)
         words = ["setpriv", "--reuid", args.user, "--regid", args.user, "--clear-groups", "--", *words]
-        try:
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        except OSError as error:
-            print(f"filesystems: no real-time priority ({error}); other work on the machine will show", file=sys.stderr)
+        if not args.no_realtime:
+            try:
+                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+            except OSError as error:
+                print(f"filesystems: no real-time priority ({error}); other work on the machine will show", file=sys.stderr)
     os.umask(0o022)
     os.execvp(words[0], words)
 
