@@ -44,17 +44,45 @@ const COMPATIBLE_VERSION: &str = "1.14";
 const HELP: &str = "\
 usage: fuse-overlayfs [options] MOUNTPOINT
 
-    -o lowerdir=A:B:…        layers, topmost first; a backslash keeps a colon or comma
-    -o upperdir=U,workdir=W  where changes go, and room beside it; read-only without
-    -o uidmapping=DISK:SHOWN:COUNT[:…], gidmapping=…
-    -o squash_to_root, squash_to_uid=N, squash_to_gid=N
-    -o xattr_permissions=0|1|2  owner and mode in the inode, a privileged or a user attribute
-    -o static_nlink, noacl, volatile, fsync=0|1, writeback=0|1, threaded=0|1, timeout=SECONDS
-    -o ro, nosuid, nodev, noexec, noatime, allow_other, allow_root, default_permissions
-    -f                       stay in the foreground
-    -d, --debug              the same, and print each request
+Shows several directories as one, as the kernel's overlayfs does and in its format; what is changed goes to UPPER.
+Ends when MOUNTPOINT is unmounted.
+
+layers
+    -o lowerdir=A:B:...         read-only directories, topmost first; a backslash keeps a colon or comma
+    -o upperdir=UPPER           where changes go; without it the mount is read-only
+    -o workdir=WORK             an empty directory on the file system of UPPER
+
+owners and modes
+    -o uidmapping=DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...]
+    -o gidmapping=...           ids on disk, as which they are shown, how many; others are nobody's
+    -o squash_to_root           everything belongs to 0:0
+    -o squash_to_uid=N          ... to this user
+    -o squash_to_gid=N          ... to this group
+    -o xattr_permissions=N      where owners and modes are kept: 0 in the inode (default), 1 in an attribute that only
+                                root can write, 2 in user.containers.override_stat
+    -o noacl                    no access control lists
+    -o static_nlink             directories have one link, so that nobody counts their subdirectories
+
+durability and speed
+    -o volatile                 nothing needs to survive a power failure: fsync(2) does nothing
+    -o fsync=0|1                whether fsync(2) reaches the disk (default 1)
+    -o writeback=0|1            whether the kernel collects small writes (default 0)
+    -o timeout=SECONDS          how long the kernel may keep what it was told (default: for ever); needed if somebody
+                                changes the layers while they are mounted
+    -o threaded=0|1             whether requests are served side by side (default 1); -s is 0
+
+the mount
+    -o allow_other, allow_root  let other users in, as far as the modes say; implied for root
+    -o ro, nosuid, nodev, noexec, noatime, nodiratime, relatime, strictatime, lazytime, sync, dirsync
+
+    -f                          stay in the foreground
+    -d, --debug                 the same, and print each request (also -o debug)
     -V, --version
     -h, --help
+
+Options of the kernel's overlayfs that change its format (redirect_dir, metacopy, index, nfs_export, verity) can only be
+off. Those of libfuse that have no meaning here are taken, with a warning where somebody may miss them. Unknown options
+are an error.
 ";
 
 /// What the command line says.
@@ -409,6 +437,38 @@ mod tests {
 
     fn words(text: &str) -> Vec<OsString> {
         text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn help_names_every_option_that_does_something() {
+        for option in [
+            "lowerdir",
+            "upperdir",
+            "workdir",
+            "uidmapping",
+            "gidmapping",
+            "squash_to_root",
+            "squash_to_uid",
+            "squash_to_gid",
+            "xattr_permissions",
+            "static_nlink",
+            "noacl",
+            "volatile",
+            "fsync",
+            "writeback",
+            "timeout",
+            "threaded",
+            "allow_other",
+            "allow_root",
+            "debug",
+            "ro",
+            "nosuid",
+            "nodev",
+            "noexec",
+            "noatime",
+        ] {
+            assert!(HELP.contains(option), "{option}");
+        }
     }
 
     #[test]

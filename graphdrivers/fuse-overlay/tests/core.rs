@@ -44,8 +44,8 @@ tests! {
         whiteouts_hide_what_is_below,
         opaque_directories_hide_what_is_below,
         whiteouts_as_attributes_are_understood,
-        whiteouts_of_fuse_overlayfs_are_understood,
-        redirections_are_not_followed,
+        whiteouts_that_are_files_are_understood,
+        redirections_are_refused,
         inode_numbers_are_distinct_and_stable,
         directories_count_their_subdirectories,
         names_may_be_as_long_as_below,
@@ -94,6 +94,7 @@ tests! {
         offsets_are_stable_and_complete,
         readdirplus_owes_one_forget_an_entry,
         a_listing_is_renewed_when_read_from_the_start,
+        each_piece_of_a_listing_is_of_its_own_moment,
         listed_numbers_are_those_of_stat,
     ]
     attributes: [

@@ -111,8 +111,8 @@ fn wait(watched: &Watched) {
             if let Some(server) = dead {
                 tracing::error!(
                     pid = server.pid,
-                    "the server of the root file system on {} died: what uses it gets ENOTCONN until its container \
-                     is started again",
+                    "the server of the root file system on {} died: what the kernel has not cached of it is ENOTCONN \
+                     until its container is started again",
                     server.target.display()
                 );
             }

@@ -24,6 +24,11 @@ pub(super) const REQUEST_ROOM: usize = MAX_WRITE as usize + 4096;
 /// Room for the largest answer: a full read; two structures fit into the same.
 pub(super) const REPLY_ROOM: usize = MAX_WRITE as usize;
 
+/// How long, in milliseconds, a request that finds the disk full waits before it tries again. A file's room is free after
+/// the kernel has told that it forgot the file, which nobody who removes one waits for: another thread may be about to
+/// hear it. Such a request has done nothing yet.
+const PAUSES: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
+
 /// Threads at the device at once, as long as no disk is slow.
 const MIN_THREADS: usize = 2;
 const MAX_THREADS: usize = 8;
@@ -186,11 +191,14 @@ pub(super) fn next(device: &File, buffer: &mut [u8]) -> io::Result<Option<usize>
 }
 
 fn answer(session: &Session, device: &File, request: &Request<'_>, reply: &mut Reply) -> io::Result<()> {
-    reply.clear();
-    let outcome = catch_unwind(AssertUnwindSafe(|| session.handle(request, reply))).unwrap_or_else(|_| {
-        tracing::error!(opcode = request.opcode, node = request.node, "a request panicked");
-        Err(Errno::IO)
-    });
+    let mut outcome = attempt(session, request, reply);
+    for pause in PAUSES {
+        if !matches!(outcome, Err(Errno::NOSPC | Errno::DQUOT)) || !session.overlay.holds_removed_files() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(pause));
+        outcome = attempt(session, request, reply);
+    }
     if session.debug {
         debug(request, outcome, reply);
     }
@@ -216,6 +224,14 @@ fn answer(session: &Session, device: &File, request: &Request<'_>, reply: &mut R
             }
         }
     }
+}
+
+fn attempt(session: &Session, request: &Request<'_>, reply: &mut Reply) -> Result<Outcome, Errno> {
+    reply.clear();
+    catch_unwind(AssertUnwindSafe(|| session.handle(request, reply))).unwrap_or_else(|_| {
+        tracing::error!(opcode = request.opcode, node = request.node, "a request panicked");
+        Err(Errno::IO)
+    })
 }
 
 fn silent(kind: u32) -> bool {

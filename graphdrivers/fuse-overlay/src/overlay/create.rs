@@ -73,7 +73,7 @@ impl Overlay {
         if target.covers {
             target.whiteout = match stat_at(&*upper, name)? {
                 Some(stat) => is_whiteout(&stat),
-                None if layer::has_dot_whiteout(&*upper, name)? => false,
+                None if layer::has_dot_whiteout(&*upper, name, true)? => false,
                 None => return Err(Errno::EXIST),
             };
         }
@@ -82,10 +82,10 @@ impl Overlay {
                 Err(Errno::EXIST) if stat_at(&*upper, name)?.is_some_and(|stat| is_whiteout(&stat)) => {
                     target.whiteout = true;
                 }
-                outcome => return outcome.inspect(|_| directory.changed()),
+                outcome => return outcome.inspect(|_| directory.gained()),
             }
         }
-        make(&target).inspect(|_| directory.changed())
+        make(&target).inspect(|_| directory.gained())
     }
 
     fn ownership(

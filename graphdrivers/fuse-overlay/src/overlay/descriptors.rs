@@ -115,6 +115,8 @@ pub(super) struct Descriptors {
     limit: usize,
     open: Arc<AtomicUsize>,
     queue: Mutex<VecDeque<Weak<Kept>>>,
+    /// The length of the queue at which it is looked through for what was forgotten meanwhile.
+    look_at: AtomicUsize,
 }
 
 impl Descriptors {
@@ -129,6 +131,7 @@ impl Descriptors {
             limit,
             open: Arc::default(),
             queue: Mutex::default(),
+            look_at: AtomicUsize::new(FEWEST),
         }
     }
 
@@ -149,9 +152,12 @@ impl Descriptors {
         kept.used.store(true, Ordering::Relaxed);
         let mut queue = lock(&self.queue);
         queue.push_back(Arc::downgrade(kept));
-        // Directories that were forgotten leave their place in the queue behind.
-        if queue.len() > 2 * self.limit + 64 {
+        // What was forgotten leaves its place in the queue behind, and with it a bit of memory between others'.
+        if queue.len() >= self.look_at.load(Ordering::Relaxed) {
             queue.retain(|weak| weak.strong_count() > 0);
+            let room = 2 * queue.len() + FEWEST;
+            queue.shrink_to(room);
+            self.look_at.store(room, Ordering::Relaxed);
         }
         let mut given_up = Vec::new();
         let mut looked_at = 0;

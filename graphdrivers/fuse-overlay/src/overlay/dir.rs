@@ -34,11 +34,12 @@ impl Overlay {
         })))
     }
 
-    /// The handle's listing: a new one if it is read from the start and names changed since the last.
+    /// The handle's listing: a new one if names came since the last, or changed and it is read from the start.
     fn listing(&self, handle: &DirectoryHandle, from_the_start: bool) -> Result<Arc<Listing>> {
         let directory = self.directory_of(handle.node.node())?;
         let mut cached = lock(&handle.listing);
         if let Some(listing) = &*cached
+            && listing.additions == directory.additions()
             && (!from_the_start || listing.version == directory.version())
         {
             return Ok(Arc::clone(listing));
@@ -75,8 +76,17 @@ impl Overlay {
         if !self.dots(handle.node.node(), offset, fill) {
             return Ok(());
         }
+        let directory = self.directory_of(handle.node.node())?;
+        let _names = read(&directory.names);
+        let current = directory.version() == listing.version;
         for name in listing.behind(offset) {
-            if !fill(&entry_of(&listing, name)) {
+            // A name that cannot be used is still one.
+            let gone = !current
+                && matches!(
+                    self.resolve(handle.node.node(), listing.name(name), false),
+                    Ok(None)
+                );
+            if !gone && !fill(&entry_of(&listing, name)) {
                 break;
             }
         }
@@ -100,15 +110,16 @@ impl Overlay {
             let known = {
                 let _names = read(&directory.names);
                 let current = directory.version() == listing.version;
-                match self.find_listed(handle.node.node(), &listing, name, current)? {
-                    Some(found) => {
+                match self.find_listed(handle.node.node(), &listing, name, current) {
+                    Ok(Some(found)) => {
                         let node = self.known(handle.node.node(), file, &found);
                         let at = At::Name(found.parent.as_fd(), file);
                         self.entry(&node, &found.stat, found.layer, &at)
                             .map(|entry| (node, entry))
                     }
                     // Removed since.
-                    None => continue,
+                    Ok(None) => continue,
+                    Err(errno) => Err(errno),
                 }
             };
             let listed = entry_of(&listing, name);

@@ -1,9 +1,10 @@
 //! One layer: a directory tree on disk, and the marks that overlay file systems leave in it.
 //!
 //! Written by us: `0:0` character devices as whiteouts, `user.overlay.opaque=y`. Understood besides: the kernel's
-//! whiteouts as attributes (`user.overlay.whiteout` on an empty file in a directory with `user.overlay.opaque=x`) and
-//! fuse-overlayfs's files `.wh.NAME` and `.wh..wh..opq` and its attribute `user.fuseoverlayfs.opaque`.
-//! Not followed, wherever they come from: `redirect` and `metacopy`, by which an image could point anywhere.
+//! whiteouts as attributes (`user.overlay.whiteout` on an empty file in a directory with `user.overlay.opaque=x`), the
+//! files `.wh.NAME` and `.wh..wh..opq` of fuse-overlayfs and Podman, and the attribute `user.fuseoverlayfs.opaque`.
+//! Never followed, wherever they come from: `redirect` and `metacopy`, by which an image could point anywhere. What has
+//! them cannot be shown as it was meant, so that it is EPERM, as with the kernel.
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
@@ -19,7 +20,7 @@ use super::config::XattrNamespace;
 use super::descriptors::DirectoryFd;
 use super::{NewError, Result, proc};
 
-/// Prefix of fuse-overlayfs's whiteout files.
+/// Prefix of whiteouts that are files.
 pub(super) const DOT_WHITEOUT: &[u8] = b".wh.";
 /// Its file that makes a directory opaque.
 const DOT_OPAQUE: &str = ".wh..wh..opq";
@@ -37,6 +38,7 @@ pub(super) struct Marks {
     pub(super) opaque: &'static str,
     whiteout: &'static str,
     redirect: &'static [u8],
+    pub(super) metacopy: &'static [u8],
     /// What is private begins with this.
     pub(super) prefix: &'static [u8],
     /// And what users call so is kept under names that begin with this.
@@ -50,6 +52,7 @@ impl Marks {
                 opaque: "user.overlay.opaque",
                 whiteout: "user.overlay.whiteout",
                 redirect: b"user.overlay.redirect",
+                metacopy: b"user.overlay.metacopy",
                 prefix: b"user.overlay.",
                 escaped: b"user.overlay.overlay.",
             },
@@ -57,6 +60,7 @@ impl Marks {
                 opaque: "trusted.overlay.opaque",
                 whiteout: "trusted.overlay.whiteout",
                 redirect: b"trusted.overlay.redirect",
+                metacopy: b"trusted.overlay.metacopy",
                 prefix: b"trusted.overlay.",
                 escaped: b"trusted.overlay.overlay.",
             },
@@ -80,6 +84,8 @@ pub(super) enum Opacity {
     Opaque,
     /// Merges, and may hold whiteouts that are attributes.
     XattrWhiteouts,
+    /// Says that it merges with a directory of another name.
+    Redirected,
 }
 
 /// An opened layer.
@@ -136,10 +142,14 @@ pub(super) fn is_whiteout(stat: &Stat) -> bool {
     kind_of(stat) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// What fuse-overlayfs creates where it cannot make devices: an empty file that only its owner may use.
-pub(super) fn is_dot_whiteout(stat: &Stat) -> bool {
+/// What stands for a whiteout where nobody can make devices, under the name `.wh.NAME`: an empty file. In layers that
+/// came from an archive it has the archive's mode (Podman unpacks images so). In the upper directory only those count
+/// that an overlay made, fuse-overlayfs (0700) or Podman (0): a container may use such names for files of its own.
+pub(super) fn is_dot_whiteout(stat: &Stat, upper: bool) -> bool {
     is_whiteout(stat)
-        || (kind_of(stat) == FileType::RegularFile && stat.st_size == 0 && stat.st_mode & 0o777 == 0o700)
+        || (kind_of(stat) == FileType::RegularFile
+            && stat.st_size == 0
+            && (!upper || matches!(stat.st_mode & 0o7777, 0o700 | 0)))
 }
 
 /// The kernel's whiteout as an attribute, in a directory that may hold such.
@@ -154,11 +164,11 @@ pub(super) fn is_xattr_whiteout(parent: impl AsFd, name: &OsStr, stat: &Stat, ma
         .is_ok()
 }
 
-/// Whether fuse-overlayfs left a whiteout for `name`.
-pub(super) fn has_dot_whiteout(parent: impl AsFd, name: &OsStr) -> Result<bool> {
+/// Whether there is a file `.wh.NAME` that is a whiteout for `name`.
+pub(super) fn has_dot_whiteout(parent: impl AsFd, name: &OsStr, upper: bool) -> Result<bool> {
     let name = [DOT_WHITEOUT, name.as_bytes()].concat();
     match stat_at(parent, OsStr::from_bytes(&name)) {
-        Ok(found) => Ok(found.is_some_and(|stat| is_dot_whiteout(&stat))),
+        Ok(found) => Ok(found.is_some_and(|stat| is_dot_whiteout(&stat, upper))),
         Err(Errno::NAMETOOLONG) => Ok(false),
         Err(errno) => Err(errno),
     }
@@ -173,9 +183,10 @@ pub(super) fn opacity(directory: impl AsFd, marks: &Marks) -> Result<Opacity> {
         Err(Errno::OPNOTSUPP) => Vec::new(),
         Err(errno) => return Err(errno),
     };
+    let mut merges = Opacity::Clear;
     for name in list.split(|&b| b == 0) {
         if name == marks.redirect {
-            tracing::warn!("a directory's redirection in a layer is not followed");
+            merges = Opacity::Redirected;
         }
         if name != marks.opaque.as_bytes() && name != FUSE_OPAQUE.as_bytes() {
             continue;
@@ -183,13 +194,13 @@ pub(super) fn opacity(directory: impl AsFd, marks: &Marks) -> Result<Opacity> {
         let mut value = [0u8; 8];
         match fs::getxattr(&path, name, &mut value[..]) {
             Ok(1) if value[0] == b'y' => return Ok(Opacity::Opaque),
-            Ok(1) if value[0] == b'x' => return Ok(Opacity::XattrWhiteouts),
+            Ok(1) if value[0] == b'x' && merges == Opacity::Clear => merges = Opacity::XattrWhiteouts,
             Ok(_) | Err(Errno::NODATA | Errno::RANGE) => {}
             Err(errno) => return Err(errno),
         }
     }
     match stat_at(fd, OsStr::new(DOT_OPAQUE))? {
         Some(stat) if kind_of(&stat) != FileType::Directory => Ok(Opacity::Opaque),
-        _ => Ok(Opacity::Clear),
+        _ => Ok(merges),
     }
 }

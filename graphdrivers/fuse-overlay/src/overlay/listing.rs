@@ -4,7 +4,9 @@
 //! in one vector, their names in one string of bytes.
 //!
 //! An offset belongs to the name, not to the listing: it is a hash of the name, and listings are in its order (as
-//! ext4's are). The kernel keeps listings too, and may go on with one of ours in the middle of one of its own.
+//! ext4's are). The kernel keeps listings too: it puts one together from pieces that several readers asked for, and takes
+//! it for true as long as it knows of no change since the first. So each piece is what the directory has at that moment,
+//! whatever the handle's listing was made of: one that lacks a name is made anew, and a removed name is left out.
 
 use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
@@ -46,6 +48,7 @@ pub(super) const OFFSETS: u64 = 3;
 #[derive(Debug)]
 pub(super) struct Listing {
     pub(super) version: u64,
+    pub(super) additions: u64,
     bytes: Vec<u8>,
     pub(super) names: Vec<Name>,
 }
@@ -105,6 +108,7 @@ impl Overlay {
         let directory = self.directory_of(node)?;
         let mut listing = Listing {
             version: directory.version(),
+            additions: directory.additions(),
             bytes: Vec::new(),
             names: Vec::new(),
         };
@@ -166,7 +170,7 @@ impl Overlay {
             let mut hidden = super::layer::is_whiteout(&stat)
                 || (xattrs && is_xattr_whiteout(fd, name, &stat, &self.marks));
             if let Some(target) = bytes.strip_prefix(DOT_WHITEOUT)
-                && is_dot_whiteout(&stat)
+                && is_dot_whiteout(&stat, upper)
             {
                 hidden = true;
                 self.add(listing, target, kind, ino, slot.layer, true, index.as_deref_mut());

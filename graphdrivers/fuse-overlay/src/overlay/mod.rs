@@ -189,6 +189,11 @@ impl Overlay {
         self.table.len()
     }
 
+    /// Whether files that have lost their names are still held, and with them their room on the disk.
+    pub fn holds_removed_files(&self) -> bool {
+        self.table.has_removed()
+    }
+
     /// What it was made of.
     pub fn config(&self) -> &Config {
         &self.config

@@ -63,7 +63,9 @@ pub(super) struct Directory {
     /// Read: names are looked up; write: names are made and removed.
     pub(super) names: RwLock<()>,
     /// Grows with each change of a name, so that cached listings know.
-    pub(super) version: AtomicU64,
+    version: AtomicU64,
+    /// Grows when a name may have come.
+    additions: AtomicU64,
     pub(super) upper: OnceLock<Slot>,
     /// Topmost first.
     pub(super) lower: Box<[Slot]>,
@@ -119,6 +121,7 @@ impl Directory {
         Box::new(Self {
             names: RwLock::default(),
             version: AtomicU64::new(0),
+            additions: AtomicU64::new(0),
             upper: upper.map_or_else(OnceLock::new, OnceLock::from),
             lower: lower.into_boxed_slice(),
             mode: AtomicU32::new(stat.st_mode),
@@ -146,8 +149,19 @@ impl Directory {
         usize::from(self.upper.get().is_some()) + self.lower.len() > 1
     }
 
+    /// A name went, or leads to another file.
     pub(super) fn changed(&self) {
         self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// A name came.
+    pub(super) fn gained(&self) {
+        self.additions.fetch_add(1, Ordering::Release);
+        self.changed();
+    }
+
+    pub(super) fn additions(&self) -> u64 {
+        self.additions.load(Ordering::Acquire)
     }
 
     pub(super) fn version(&self) -> u64 {

@@ -366,7 +366,7 @@ impl Overlay {
 impl End<'_> {
     fn changed(&self, subdirectories: i32) {
         if let Some(directory) = &self.parent.directory {
-            directory.changed();
+            directory.gained();
             if subdirectories != 0 {
                 directory.count(subdirectories);
             }

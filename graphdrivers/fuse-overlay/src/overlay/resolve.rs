@@ -103,7 +103,10 @@ impl Overlay {
 
     /// The answer to a request that made `node` known once more; on failure the kernel does not come to know it.
     pub(super) fn entry(&self, node: &Arc<Node>, stat: &Stat, layer: u16, at: &At<'_>) -> Result<Entry> {
-        match self.shown(node, stat, layer, at) {
+        let shown = self
+            .refuse_metacopy(stat, at)
+            .and_then(|()| self.shown(node, stat, layer, at));
+        match shown {
             Ok(attr) => Ok(Entry {
                 node: node.id,
                 generation: 0,
@@ -115,6 +118,16 @@ impl Overlay {
                 Err(errno)
             }
         }
+    }
+
+    /// A file whose contents are another's: all hole, and marked.
+    fn refuse_metacopy(&self, stat: &Stat, at: &At<'_>) -> Result<()> {
+        let hollow = stat.st_blocks == 0 && stat.st_size > 0 && kind_of(stat) == FileType::RegularFile;
+        if hollow && at.get_xattr(self.marks.metacopy, &mut []).is_ok() {
+            tracing::warn!(?at, "a file's redirection (metacopy) is refused");
+            return Err(Errno::PERM);
+        }
+        Ok(())
     }
 
     /// What `name` is in `parent`; with `below`, in the lower layers alone.
@@ -132,7 +145,10 @@ impl Overlay {
             let last = slots.peek().is_none();
             let fd = self.slot_fd(parent, slot)?;
             let Some(stat) = stat_at(&*fd, name)? else {
-                if !last && self.has_dot_whiteouts(slot, &fd)? && layer::has_dot_whiteout(&*fd, name)? {
+                if !last
+                    && self.has_dot_whiteouts(slot, &fd)?
+                    && layer::has_dot_whiteout(&*fd, name, self.is_upper(slot.layer))?
+                {
                     break;
                 }
                 continue;
@@ -179,6 +195,14 @@ impl Overlay {
             let above = self.slot_fd(parent, slot)?;
             let fd = self.descriptors.open(&*above, name)?;
             let opacity = layer::opacity(&fd, &self.marks)?;
+            if opacity == Opacity::Redirected {
+                tracing::warn!(
+                    ?name,
+                    layer = parts[i].layer,
+                    "a directory's redirection is refused"
+                );
+                return Err(Errno::PERM);
+            }
             parts[i].fd = Some(fd);
             parts[i].opacity = Some(opacity);
             if opacity == Opacity::Opaque {

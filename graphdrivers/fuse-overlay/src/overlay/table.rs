@@ -177,6 +177,12 @@ impl Table {
         }
     }
 
+    /// Whether there is a file without a name.
+    pub(super) fn has_removed(&self) -> bool {
+        let removed = |shard: &RwLock<Map<u64>>| read(shard).values().any(|node| node.is_removed());
+        self.numbers.iter().any(removed)
+    }
+
     /// How many nodes there are.
     pub(super) fn len(&self) -> usize {
         self.numbers.iter().map(|shard| read(shard).len()).sum()

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Fixture;
+use crate::mounts::Scratch;
 
 /// Names may be as long as on the file system below, also when they are removed and leave a whiteout.
 pub(crate) fn names_may_have_255_bytes() {
@@ -322,6 +323,40 @@ pub(crate) fn the_overlay_s_attributes_are_hidden() {
     f.remount();
     assert_eq!(fs::read_dir(f.at("d")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(f.at("e")).unwrap().count(), 1);
+}
+
+/// What says that it is another file's contents or another directory's upper part would lead anywhere: the kernel's
+/// overlay refuses it in this format, and so do we. What surrounds it can be used.
+pub(crate) fn redirections_are_refused_as_by_the_kernel() {
+    let scratch = Scratch::new();
+    let ours = scratch.layers("ours");
+    let kernel = ours.with_upper(&scratch.path().join("kernel"));
+    for name in ["d", "secret"] {
+        fs::create_dir(ours.bottom.join(name)).unwrap();
+        fs::write(ours.bottom.join(name).join("below"), "below").unwrap();
+    }
+    fs::write(ours.bottom.join("f"), "bottom").unwrap();
+    fs::write(ours.top.join("plain"), "top").unwrap();
+    fs::create_dir(ours.top.join("d")).unwrap();
+    xattr::set(ours.top.join("d"), "user.overlay.redirect", b"/secret").unwrap();
+    fs::File::create(ours.top.join("f")).unwrap().set_len(6).unwrap();
+    xattr::set(ours.top.join("f"), "user.overlay.metacopy", b"").unwrap();
+    for (who, mount) in [("kernel", kernel.kernel()), ("ours", ours.ours())] {
+        for name in ["d", "d/below", "f"] {
+            let error = fs::metadata(mount.join(name)).unwrap_err();
+            assert_eq!(
+                error.raw_os_error(),
+                Some(Errno::PERM.raw_os_error()),
+                "{who}: {name}"
+            );
+        }
+        assert_eq!(fs::read_to_string(mount.join("plain")).unwrap(), "top", "{who}");
+        let listed = fs::read_dir(mount.path()).unwrap();
+        let names: BTreeSet<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
+        let expected = ["d", "f", "plain", "secret"].map(OsString::from);
+        assert_eq!(names, expected.into(), "{who}");
+        mount.unmount();
+    }
 }
 
 /// A device node 0:0 is how layers say "removed"; a container must not make one, and other special files work.

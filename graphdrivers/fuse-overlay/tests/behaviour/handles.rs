@@ -199,6 +199,96 @@ pub(crate) fn many_opens_leak_nothing() {
     );
 }
 
+/// Nobody tells the server when a file is closed: it keeps descriptors of files as a cache. What was made, without a
+/// name, replaced, or removed while it was open must not stay in it for ever.
+pub(crate) fn new_and_removed_files_do_not_stay_open() {
+    const FILES: usize = 20_000;
+    const ODD: usize = 500;
+    // As in `many_opens_leak_nothing`.
+    if !crate::userns::inside() {
+        return;
+    }
+    let f = Fixture::new(|layers| {
+        for n in 0..ODD {
+            fs::write(layers.bottom.join(format!("lower{n}")), "lower").unwrap();
+        }
+    });
+    let pid = f.mount().server().id();
+    let before = descriptors(pid);
+    let mut seen = Vec::new();
+    // Twice the same: what a server keeps for the next time is no leak.
+    for round in 0..2 {
+        let most = make_and_remove(&f, FILES, ODD);
+        let limit = limit_of_descriptors(pid);
+        assert!(
+            most < limit / 2 + 1024,
+            "{most} of {limit} descriptors are in use"
+        );
+        f.mount().forget();
+        // The kernel tells the server what it forgets without waiting for it.
+        let gone = std::time::Instant::now();
+        while descriptors(pid) > before + 16 && gone.elapsed() < crate::mounts::PATIENCE {
+            rustix::fs::statvfs(f.mount().path()).unwrap();
+            std::thread::yield_now();
+        }
+        seen.push((descriptors(pid), resident(pid)));
+        assert!(
+            seen[round].0 <= before + 16,
+            "descriptors leak: {before} → {most} → {seen:?}"
+        );
+        for n in 0..ODD {
+            fs::write(f.at(format!("lower{n}")), "anew").unwrap();
+        }
+    }
+    println!("{FILES} new files, twice: descriptors, KiB: {seen:?}");
+    assert!(seen[1].1 <= seen[0].1 + 8 * 1024, "memory leaks: {seen:?} KiB");
+}
+
+/// Makes `files` files and removes them, `odd` of them in each odd way. How many descriptors the server had at most.
+fn make_and_remove(f: &Fixture, files: usize, odd: usize) -> usize {
+    let pid = f.mount().server().id();
+    fs::create_dir(f.at("d")).unwrap();
+    for n in 0..files {
+        let mut file = File::create_new(f.at(format!("d/{n}"))).unwrap();
+        file.write_all(b"x").unwrap();
+    }
+    let most = descriptors(pid);
+    for n in 0..odd {
+        let nameless =
+            rustix::fs::open(f.mount().path(), OFlags::RDWR | OFlags::TMPFILE, Mode::RUSR).unwrap();
+        rustix::io::write(&nameless, b"x").unwrap();
+        // One of the upper layer and one of the lower lose their names while they are open, then go by replacement.
+        let open = |name: String| OpenOptions::new().append(true).open(f.at(name)).unwrap();
+        let (mut upper, mut lower) = (open(format!("d/{n}")), open(format!("lower{n}")));
+        fs::remove_file(f.at(format!("d/{n}"))).unwrap();
+        fs::rename(f.at(format!("d/{}", odd + n)), f.at(format!("lower{n}"))).unwrap();
+        upper.write_all(b"y").unwrap();
+        lower.write_all(b"y").unwrap();
+    }
+    for n in 2 * odd..files {
+        let (name, other) = (f.at(format!("d/{n}")), f.at(format!("d/{}", n + 1)));
+        match n % 2 {
+            0 if n + 1 < files => fs::rename(name, other).unwrap(),
+            _ => fs::remove_file(name).unwrap(),
+        }
+    }
+    for n in 0..odd {
+        fs::remove_file(f.at(format!("lower{n}"))).unwrap();
+    }
+    fs::remove_dir(f.at("d")).unwrap();
+    most
+}
+
+/// How many descriptors a process may have.
+fn limit_of_descriptors(pid: u32) -> usize {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
+    line.split_whitespace().nth(3).unwrap().parse().unwrap()
+}
+
 fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }

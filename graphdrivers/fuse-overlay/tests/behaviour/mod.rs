@@ -10,12 +10,14 @@ use crate::mounts::{Layers, Mounted, Scratch};
 mod directories;
 mod handles;
 mod life;
+mod options;
 mod owners;
 mod pages;
 
 pub(crate) use directories::*;
 pub(crate) use handles::*;
 pub(crate) use life::*;
+pub(crate) use options::*;
 pub(crate) use owners::*;
 pub(crate) use pages::*;
 

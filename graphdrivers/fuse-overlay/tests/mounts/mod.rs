@@ -28,7 +28,7 @@ const PROGRAM: &str = "SKIFF_TEST_FUSE_OVERLAYFS";
 const SERVE: &str = "SKIFF_TEST_FUSE_OVERLAYFS_SERVE";
 const SEPARATOR: u8 = 0x1f;
 /// How long a server may take to mount, or to end after it was unmounted. Long, because machines are loaded.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory of its own for a test, unmounted and removed at the end.
 pub(crate) struct Scratch(tempfile::TempDir);
@@ -203,12 +203,18 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// Starts the program under test in the foreground and waits for the mount.
     pub(crate) fn by_program(options: &str, at: &Path) -> Self {
+        Self::by_program_saying(options, at, Stdio::inherit())
+    }
+
+    /// The same with another standard error.
+    pub(crate) fn by_program_saying(options: &str, at: &Path, stderr: Stdio) -> Self {
         let mut table = Table::open();
         let before = table.mounts_on(at);
         let mut child = program(&[OsStr::new("-f"), "-o".as_ref(), options.as_ref(), at.as_os_str()])
             .stdin(Stdio::null())
             // libtest says something there.
             .stdout(Stdio::null())
+            .stderr(stderr)
             .spawn()
             .unwrap();
         let pidfd = pidfd_open(pid_of(&child), PidfdFlags::empty()).unwrap();

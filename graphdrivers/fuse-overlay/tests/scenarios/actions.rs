@@ -266,6 +266,27 @@ pub(crate) const ACTIONS: &[Action] = &[
         r.done("replace", result);
         attributes(r);
     }),
+    // Linux 6.7; before, the kernel's overlay refuses these names.
+    ("overlay-attributes", |r| {
+        for (name, value) in [
+            ("opaque", "y"),
+            ("whiteout", ""),
+            ("redirect", "/lower"),
+            ("overlay.opaque", "y"),
+        ] {
+            let name = format!("user.overlay.{name}");
+            let result = rustix::fs::lsetxattr(r.at("n"), &name, value.as_bytes(), XattrFlags::empty());
+            r.done(&format!("set {name}"), result);
+            let mut buffer = [0; 16];
+            let result = rustix::fs::lgetxattr(r.at("n"), &name, &mut buffer);
+            r.note(&format!("get {name}"), result);
+        }
+        attributes(r);
+        let result = rustix::fs::lremovexattr(r.at("n"), "user.overlay.redirect");
+        r.done("remove", result);
+        attributes(r);
+        r.list("n");
+    }),
     ("remove-attribute", |r| {
         let result = rustix::fs::lremovexattr(r.at("n"), "user.colour");
         r.done("remove", result);

@@ -114,22 +114,32 @@ pub(crate) fn whiteouts_as_attributes_are_understood() {
     assert_eq!(fs.xattrs("plain/gone").unwrap(), Vec::<String>::new());
 }
 
-pub(crate) fn whiteouts_of_fuse_overlayfs_are_understood() {
-    let mark = |path: std::path::PathBuf| {
+/// Of fuse-overlayfs, and of Podman, which unpacks a layer's whiteouts as the archive has them when a program mounts.
+pub(crate) fn whiteouts_that_are_files_are_understood() {
+    let mark = |path: std::path::PathBuf, mode: u32| {
         fs::write(&path, "").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     };
-    let fs = Fs::new(2, |lower| {
-        fill(&lower[0], &["d/own=0", "opaque/own=0", "d/.wh.readable=no mark"]);
-        mark(lower[0].join("d/.wh.gone"));
-        mark(lower[0].join("opaque/.wh..wh..opq"));
-        fill(
-            &lower[1],
-            &["d/gone=1", "d/stays=1", "d/readable=1", "opaque/hidden=1"],
-        );
+    let mut fs = Fs::new(2, |lower| {
+        fill(&lower[0], &["d/own=0", "opaque/own=0", "d/.wh.written=no mark"]);
+        mark(lower[0].join("d/.wh.gone"), 0o700);
+        mark(lower[0].join("d/.wh.unpacked"), 0);
+        mark(lower[0].join("d/.wh.others"), 0o644);
+        mark(lower[0].join("opaque/.wh..wh..opq"), 0);
+        let below = [
+            "d/gone=1",
+            "d/unpacked=1",
+            "d/others=1",
+            "d/stays=1",
+            "d/written=1",
+            "opaque/hidden=1",
+        ];
+        fill(&lower[1], &below);
     });
-    assert_eq!(fs.names("d"), [".wh.readable", "own", "readable", "stays"]);
-    assert!(!fs.exists("d/gone"));
+    assert_eq!(fs.names("d"), [".wh.written", "own", "stays", "written"]);
+    for name in ["gone", "unpacked", "others"] {
+        assert!(!fs.exists(&format!("d/{name}")), "{name}");
+    }
     assert_eq!(fs.names("opaque"), ["own"]);
     assert!(!fs.exists("opaque/hidden"));
     fs.write("d/gone", "back").unwrap();
@@ -138,21 +148,52 @@ pub(crate) fn whiteouts_of_fuse_overlayfs_are_understood() {
     assert!(!fs.exists("d/gone"));
     // Users may use such names.
     fs.write("d/.wh.mine", "mine").unwrap();
+    fs.write("d/.wh.stays", "").unwrap();
     assert_eq!(fs.text("d/.wh.mine"), "mine");
-    assert!(fs.names("d").contains(&".wh.mine".to_owned()));
+    for again in [false, true] {
+        if again {
+            fs = fs.again();
+        }
+        assert_eq!(
+            fs.names("d"),
+            [".wh.mine", ".wh.stays", ".wh.written", "own", "stays", "written"]
+        );
+        assert_eq!(fs.text("d/stays"), "1");
+    }
 }
 
 /// An image could point at any file.
-pub(crate) fn redirections_are_not_followed() {
+pub(crate) fn redirections_are_refused() {
     let fs = Fs::new(2, |lower| {
         fill(&lower[0], &["d/x=0", "f="]);
         xattr::set(lower[0].join("d"), "user.overlay.redirect", b"/secret").unwrap();
         xattr::set(lower[0].join("f"), "user.overlay.metacopy", b"").unwrap();
         xattr::set(lower[0].join("f"), "user.overlay.redirect", b"/secret/f").unwrap();
-        fill(&lower[1], &["secret/f=1", "d/y=1"]);
+        fs::File::options()
+            .write(true)
+            .open(lower[0].join("f"))
+            .unwrap()
+            .set_len(6)
+            .unwrap();
+        fill(&lower[0], &["sparse=", "opaque/x=0"]);
+        fs::File::options()
+            .write(true)
+            .open(lower[0].join("sparse"))
+            .unwrap()
+            .set_len(6)
+            .unwrap();
+        xattr::set(lower[0].join("opaque"), "user.overlay.redirect", b"/secret").unwrap();
+        xattr::set(lower[0].join("opaque"), "user.overlay.opaque", b"y").unwrap();
+        fill(&lower[1], &["secret/f=secret", "d/y=1", "opaque/y=1"]);
     });
-    assert_eq!(fs.names("d"), ["x", "y"]);
-    assert_eq!(fs.text("f"), "");
+    for name in ["d", "d/x", "d/y", "f"] {
+        assert_eq!(fs.stat(name).unwrap_err(), Errno::PERM, "{name}");
+    }
+    assert_eq!(fs.overlay.inodes(), 1, "what is refused is not known");
+    // The rest of the directory can be used, and where nothing merges nothing is redirected.
+    assert_eq!(fs.text("sparse"), "\0".repeat(6));
+    assert_eq!(fs.names("opaque"), ["x"]);
+    assert_eq!(fs.names("secret"), ["f"]);
 }
 
 pub(crate) fn inode_numbers_are_distinct_and_stable() {
