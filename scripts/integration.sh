@@ -7,6 +7,7 @@
 #   SKIFF_TEST_ALLOW_SKIP=1                a test that lacks something is a skip, not a failure
 #   SKIFF_TEST_SOCKET=/run/docker.sock     another engine instead of our own: a throw-away one: its containers and images are removed
 #   SKIFF_TEST_REGISTRY=HOST:PORT          a registry that has `busybox`, instead of starting one
+#   SKIFF_TEST_RUN=b SKIFF_TEST_PORT=5011  a second run beside another: accounts and a registry of its own
 #   SKIFF_TEST_RUNS=1000 SKIFF_TEST_ROUNDS=50 SKIFF_TEST_SEED=N   longer loops, a certain seed
 #   PROFILE=release                        tests the release build
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -32,14 +33,17 @@ if [ -z "${SKIFF_TEST_SOCKET:-}" ]; then
   export SKIFF_TEST_DAEMON=$work/bin/dockerd-rootless.sh
 fi
 if [ -z "${SKIFF_TEST_REGISTRY:-}" ]; then
-  SKIFF_TEST_REGISTRY=$(STATE=$work/registry PORT=5001 scripts/registry.sh start)
+  SKIFF_TEST_REGISTRY=$(STATE=$work/registry PORT=${SKIFF_TEST_PORT:-5001} scripts/registry.sh start)
   export SKIFF_TEST_REGISTRY
   STATE=$work/registry scripts/registry.sh push >/dev/null
 fi
 jobs=${SKIFF_TEST_JOBS:-$(($(nproc) + 1))}
 if [ "$(id -u)" = 0 ] && [ -z "${SKIFF_TEST_SOCKET:-}" ]; then
   SKIFF_TEST_USERS=''
-  for n in $(seq "$((jobs + 2))"); do ensure_user "skiff-test$n"; SKIFF_TEST_USERS+="skiff-test$n "; done
+  for n in $(seq "$((jobs + 2))"); do
+    user=skiff-test${SKIFF_TEST_RUN:-}$n
+    ensure_user "$user"; SKIFF_TEST_USERS+="$user "
+  done
   export SKIFF_TEST_USERS
 fi
 [ -z "${SKIFF_TEST_SOCKET:-}" ] || jobs=1

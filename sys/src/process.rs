@@ -68,6 +68,49 @@ pub fn close_inherited_descriptors() {
     };
 }
 
+/// Gives the calling thread a table of descriptors of its own, with nothing but the standard three in it.
+///
+/// For programs that serve a file system in user space and use it themselves: a thread that waits for an answer cannot be
+/// killed once the request was read (Linux 6.18, `request_wait_answer` in fs/fuse/dev.c), and while it waits it keeps
+/// its table. If the serving threads' descriptor of `/dev/fuse` is in that table, the connection is never closed and
+/// the process can never end. So either side calls this first, and opens what it needs afterwards.
+///
+/// Threads that the caller starts share the new table. Descriptors that other threads own stay open for them; the caller
+/// must not own any yet.
+///
+/// # Errors
+/// `ENOMEM`; before Linux 5.9 also what reading `/proc/thread-self/fd` says.
+pub fn unshare_descriptors() -> io::Result<()> {
+    // SAFETY: with CLOSE_RANGE_UNSHARE the table is copied first and only the copy is emptied, so no descriptor that
+    // another thread owns is closed; that this thread owns none is the caller's part.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3 as libc::c_uint,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_UNSHARE,
+        )
+    };
+    if done == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::ENOSYS) {
+        return Err(error);
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)?;
+    let open: Vec<i32> = std::fs::read_dir("/proc/thread-self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|descriptor| *descriptor > 2)
+        .collect();
+    for descriptor in open {
+        // SAFETY: as above; the listing's own descriptor is closed already, which is EBADF and harmless in a table
+        // that only this thread has.
+        unsafe { libc::close(descriptor) };
+    }
+    Ok(())
+}
+
 /// Gives every signal its default disposition and unblocks all: what a program expects to start with.
 /// (Rust's runtime ignores SIGPIPE and our shim blocks several; both would be inherited through execve.)
 pub fn reset_signals() {
@@ -134,6 +177,20 @@ pub fn load_seccomp_filter(program: &[BpfInstruction]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_can_have_descriptors_of_its_own() {
+        use std::os::fd::AsRawFd;
+        let ours = std::fs::File::open("/dev/null").unwrap();
+        let link = format!("/proc/thread-self/fd/{}", ours.as_raw_fd());
+        let seen = link.clone();
+        let there = std::thread::spawn(move || {
+            unshare_descriptors().unwrap();
+            std::fs::read_link(seen).is_ok()
+        });
+        assert!(!there.join().unwrap());
+        assert!(std::fs::read_link(link).is_ok());
+    }
 
     #[test]
     fn a_threaded_process_does_not_fork() {

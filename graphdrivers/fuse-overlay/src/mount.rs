@@ -129,7 +129,7 @@ impl Mounted {
             Ok(root) if device_of(&root).is_ok_and(|device| device == self.device) => root,
             _ => return Ok(()),
         };
-        let exactly = format!("/proc/self/fd/{}", root.as_raw_fd());
+        let exactly = format!("/proc/thread-self/fd/{}", root.as_raw_fd());
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         if let Ok(files) = rustix::fs::open(exactly.as_str(), flags, Mode::empty()) {
             // What a full disk does not take is lost now or later.

@@ -27,7 +27,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
-use skiff_sys::process::{Fork, exit_now, fork_single_threaded};
+use skiff_sys::process::{Fork, exit_now, fork_single_threaded, unshare_descriptors};
 
 use crate::adapter::{Session, Settings};
 use crate::mount::{self, Mounted};
@@ -253,9 +253,14 @@ pub fn serve_here(options: &OsStr, target: &Path) -> Result<(), String> {
     let target = target.to_owned();
     let (greeted, greeting) = mpsc::channel();
     let work = move || {
-        // The overlay wants a umask of its own; the rest of the process keeps its.
-        let started = nix::sched::unshare(CloneFlags::CLONE_FS)
-            .map_err(|errno| format!("unshare(CLONE_FS): {errno}"))
+        // Who uses the mount must not keep its device open, or could not be killed while it waits for an answer.
+        let started = unshare_descriptors()
+            .map_err(|error| format!("unshare descriptors: {error}"))
+            // The overlay wants a umask of its own; the rest of the process keeps its.
+            .and_then(|()| {
+                nix::sched::unshare(CloneFlags::CLONE_FS)
+                    .map_err(|errno| format!("unshare(CLONE_FS): {errno}"))
+            })
             .and_then(|()| mount_overlay(&parsed, &target))
             .and_then(|(overlay, device, _)| {
                 Session::start(device, overlay, settings(&parsed)).map_err(|error| error.to_string())
@@ -367,7 +372,12 @@ fn detach_when_told(mounted: Mounted) -> io::Result<()> {
     // Before any other thread exists, so that all inherit it.
     signals.thread_block()?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        // Detaching asks our own file system; see `unshare_descriptors` for why this thread then may not hold its device.
+        let apart = unshare_descriptors();
         if signals.wait().is_ok() {
+            if apart.is_err() {
+                exit_now(1);
+            }
             // What was written is on its way to the layers before the file system goes. A second signal does not wait.
             thread::spawn(move || {
                 let _ = signals.wait();

@@ -77,6 +77,7 @@ conformance! {
         a_full_disk_is_said_and_survived,
         a_killed_server_leaves_errors_not_hangs,
         a_kill_under_load_ends_every_request,
+        who_serves_itself_can_be_killed,
         a_late_end_spares_the_next_mount,
         a_refusal_is_said_and_leaves_no_mount,
         without_an_upper_directory_it_is_read_only,

@@ -1,5 +1,5 @@
-//! Paths through `/proc/self/fd`, for system calls that know no directory descriptor (attributes) or none with
-//! `O_PATH`.
+//! Paths through `/proc/thread-self/fd`, for system calls that know no directory descriptor (attributes) or none with
+//! `O_PATH`. The thread's and not the process's: serving threads may have a table of their own (`serve_here`).
 
 use std::ffi::{CString, OsStr};
 use std::io::Write;
@@ -19,7 +19,7 @@ pub(super) fn child(directory: BorrowedFd<'_>, name: &OsStr) -> CString {
 fn path(fd: BorrowedFd<'_>, name: Option<&OsStr>) -> CString {
     let mut path = Vec::with_capacity(32 + name.map_or(0, OsStr::len));
     // Writing to a Vec cannot fail.
-    let _ = write!(path, "/proc/self/fd/{}", fd.as_raw_fd());
+    let _ = write!(path, "/proc/thread-self/fd/{}", fd.as_raw_fd());
     if let Some(name) = name {
         path.push(b'/');
         // Names come from the kernel without zero bytes; one with would only be cut.

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::Fixture;
-use crate::mounts::{Layers, Mounted, Scratch, Table, program, wait};
+use crate::mounts::{Layers, Mounted, Scratch, Table, program, serving_itself, wait};
 
 fn code<T>(result: std::io::Result<T>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
@@ -41,6 +41,18 @@ pub(crate) fn a_killed_server_leaves_errors_not_hangs() {
     assert_eq!(fs::read(again.join("f")).unwrap(), b"text");
     assert_eq!(fs::read(again.join("open")).unwrap(), b"synced");
     again.unmount();
+}
+
+/// A process that waits for an answer of its own threads ends with them: nothing is left that no signal ends.
+pub(crate) fn who_serves_itself_can_be_killed() {
+    let scratch = Scratch::new();
+    for round in 0..10 {
+        let layers = scratch.layers(&format!("{round}"));
+        let mut child = serving_itself(&layers);
+        child.kill().unwrap();
+        wait(&mut child, "after SIGKILL");
+        unmount(&layers.merged, UnmountFlags::empty()).unwrap();
+    }
 }
 
 /// Requests that wait in the server when it is killed end with an error too.

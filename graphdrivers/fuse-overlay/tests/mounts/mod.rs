@@ -13,6 +13,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -27,6 +28,8 @@ const PROGRAM: &str = "SKIFF_TEST_FUSE_OVERLAYFS";
 /// Arguments of a server that is this binary, between bytes that no path has.
 const SERVE: &str = "SKIFF_TEST_FUSE_OVERLAYFS_SERVE";
 const SEPARATOR: u8 = 0x1f;
+/// In the place of the arguments: serve on threads of the process that uses the mount.
+const SERVES_ITSELF: &str = "serves-itself";
 /// How long a server may take to mount, or to end after it was unmounted. Long, because machines are loaded.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -189,8 +192,44 @@ pub(crate) fn serve() {
         .split(|byte| *byte == SEPARATOR)
         .map(|word| OsStr::from_bytes(word).to_owned())
         .collect();
+    if let [word, options, at] = &words[..]
+        && word == SERVES_ITSELF
+    {
+        use_what_it_serves(options, Path::new(at));
+    }
     let status = skiff_fuse_overlay::program::run(&words, "test");
     std::process::exit(i32::from(status != ExitCode::SUCCESS));
+}
+
+/// Starts a process that uses, until it is killed, a mount that threads of its own serve. Returns when it is at it.
+pub(crate) fn serving_itself(layers: &Layers) -> Child {
+    let mut child = program(&[
+        SERVES_ITSELF.as_ref(),
+        OsStr::new(&layers.options()),
+        layers.merged.as_os_str(),
+    ])
+    .stdin(Stdio::null())
+    .stdout(Stdio::null())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut word = [0; 4];
+    child.stderr.as_mut().unwrap().read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"busy");
+    child
+}
+
+fn use_what_it_serves(options: &OsStr, at: &Path) -> ! {
+    skiff_fuse_overlay::program::serve_here(options, at).unwrap();
+    for round in 0.. {
+        fs::write(at.join("file"), "text").unwrap();
+        assert_eq!(fs::read_dir(at).unwrap().count(), 1);
+        fs::remove_file(at.join("file")).unwrap();
+        if round == 100 {
+            std::io::stderr().write_all(b"busy").unwrap();
+        }
+    }
+    unreachable!("the rounds do not end");
 }
 
 /// A mount. Dropped, it is unmounted in any case; [`Mounted::unmount`] checks that this goes well.
