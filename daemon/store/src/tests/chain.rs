@@ -284,7 +284,8 @@ fn owners_that_do_not_exist_here_are_kept_beside_the_layer() {
     let refusing = open(&directory.path().join("refusing"), Steps::default(), |options| {
         options.apply.max_id = Some(65_536);
     });
-    let failed = unpack(&refusing, &layers).unwrap_err();
+    // Without the third, which may fail before the first does.
+    let failed = unpack(&refusing, &layers[..2]).unwrap_err();
     assert_eq!((failed.index, failed.error.kind()), (0, ErrorKind::IdRange));
     assert!(
         failed.error.to_string().starts_with(
