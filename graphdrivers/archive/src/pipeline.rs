@@ -5,12 +5,14 @@
 //!                          ◀─ empty ─┘  ◀──────────── empty ─┘
 //! ```
 //!
-//! A queue owns [`BUFFERS`] buffers of [`BUFFER_SIZE`] bytes and never allocates more: a slow writer stops the reader.
-//! The end of the stream is a message of its own, so a thread that dies is not taken for it. When the receiver is
-//! dropped the sender learns it at its next step and stops.
+//! A queue owns at most [`BUFFERS`] buffers of [`BUFFER_SIZE`] bytes: a slow writer stops the reader. A new one is made
+//! only when none is free, and the one that was used last is used next, so that threads that keep pace pass a few hot
+//! buffers round, and one that is kept waiting by the scheduler does not at once hold up the others. The end of the stream
+//! is a message of its own, so a thread that dies is not taken for it. When the receiver is dropped the sender learns it
+//! at its next step and stops.
 
 use std::io::{self, BufRead, Read};
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 
 use ring::digest::{Context, SHA256};
 
@@ -18,8 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes in a buffer: large enough that handing over costs nothing, small enough for the second-level cache.
 pub(crate) const BUFFER_SIZE: usize = 256 * 1024;
-/// Buffers in a queue: one with each thread, and some to ride out a slow moment.
-const BUFFERS: usize = 6;
+/// Buffers in a queue: one with each thread, and some to ride out the time slice of somebody else's thread.
+const BUFFERS: usize = 16;
 
 enum Message {
     Data(Box<[u8]>, usize),
@@ -33,14 +35,13 @@ pub(crate) struct Stopped;
 /// The writing end.
 pub(crate) struct Sender {
     full: mpsc::Sender<Message>,
-    empty: mpsc::Receiver<Box<[u8]>>,
-    made: usize,
+    pool: Arc<Pool>,
 }
 
 /// The reading end.
 pub(crate) struct Receiver {
     full: mpsc::Receiver<Message>,
-    empty: mpsc::Sender<Box<[u8]>>,
+    pool: Arc<Pool>,
     current: Option<(Box<[u8]>, usize)>,
     position: usize,
     ended: bool,
@@ -52,18 +53,67 @@ pub(crate) struct Hashing {
     to: mpsc::Sender<Message>,
 }
 
+/// Buffers that nobody uses at the moment.
+#[derive(Default)]
+struct Pool {
+    state: Mutex<Free>,
+    returned: Condvar,
+}
+
+#[derive(Default)]
+struct Free {
+    buffers: Vec<Box<[u8]>>,
+    made: usize,
+    /// The receiver is gone.
+    closed: bool,
+}
+
+impl Pool {
+    fn state(&self) -> MutexGuard<'_, Free> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A buffer; waits for one when all are in use.
+    fn take(&self) -> Result<Box<[u8]>, Stopped> {
+        let mut free = self.state();
+        loop {
+            if free.closed {
+                return Err(Stopped);
+            }
+            if let Some(buffer) = free.buffers.pop() {
+                return Ok(buffer);
+            }
+            if free.made < BUFFERS {
+                free.made += 1;
+                drop(free);
+                return Ok(vec![0; BUFFER_SIZE].into_boxed_slice());
+            }
+            free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn give_back(&self, buffer: Box<[u8]>) {
+        self.state().buffers.push(buffer);
+        self.returned.notify_one();
+    }
+
+    fn close(&self) {
+        self.state().closed = true;
+        self.returned.notify_one();
+    }
+}
+
 /// A queue.
 pub(crate) fn queue() -> (Sender, Receiver) {
     let (full_in, full_out) = mpsc::channel();
-    let (empty_in, empty_out) = mpsc::channel();
+    let pool = Arc::new(Pool::default());
     let sender = Sender {
         full: full_in,
-        empty: empty_out,
-        made: 0,
+        pool: Arc::clone(&pool),
     };
     let receiver = Receiver {
         full: full_out,
-        empty: empty_in,
+        pool,
         current: None,
         position: 0,
         ended: false,
@@ -104,14 +154,6 @@ pub(crate) fn digest_text(context: Context) -> String {
 }
 
 impl Sender {
-    fn buffer(&mut self) -> Result<Box<[u8]>, Stopped> {
-        if self.made < BUFFERS {
-            self.made += 1;
-            return Ok(vec![0; BUFFER_SIZE].into_boxed_slice());
-        }
-        self.empty.recv().map_err(|_| Stopped)
-    }
-
     fn send(&self, message: Message) -> Result<(), Stopped> {
         self.full.send(message).map_err(|_| Stopped)
     }
@@ -119,9 +161,9 @@ impl Sender {
     /// Moves everything that `read` gives into the queue, then the end or the error.
     ///
     /// `read` is called with a free buffer and returns how much it put there; 0 is the end.
-    pub(crate) fn pump(mut self, mut read: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<(), Stopped> {
+    pub(crate) fn pump(self, mut read: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<(), Stopped> {
         loop {
-            let mut buffer = self.buffer()?;
+            let mut buffer = self.pool.take()?;
             let mut filled = 0;
             let outcome = loop {
                 match read(&mut buffer[filled..]) {
@@ -157,8 +199,7 @@ impl Receiver {
 
     fn receive(&mut self) -> Result<()> {
         if let Some((buffer, _)) = self.current.take() {
-            // The sender may have finished; then nobody needs the buffer.
-            let _ = self.empty.send(buffer);
+            self.pool.give_back(buffer);
         }
         self.position = 0;
         match self.full.recv() {
@@ -184,6 +225,12 @@ impl Receiver {
             }
             self.consume_bytes(n);
         }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.pool.close();
     }
 }
 

@@ -8,16 +8,17 @@ fn noise(bytes: u32) -> Vec<u8> {
         .collect()
 }
 
-fn full_while_pulling(driver: &str) {
+/// Pulls an image with this layer, twice, and then runs something that there is room for.
+fn too_large(options: Options, name: &str, layer: Layer) {
     require!(
         Engine::own() && is_root(),
         "mounts a small file system for the data root"
     );
-    let engine = Engine::start_with(Options::driver(driver).data_root_of_mib(24));
+    let engine = Engine::start_with(options);
     let image = Image::busybox()
         .layer(Layer::new().file("small", b"x"))
-        .layer(Layer::new().file("noise", &noise(30_000_000)))
-        .push("too-large");
+        .layer(layer)
+        .push(name);
     for _ in 0..2 {
         engine
             .docker(["pull", &image])
@@ -39,6 +40,15 @@ fn full_while_pulling(driver: &str) {
     );
 }
 
+fn full_while_pulling(driver: &str) {
+    let layer = Layer::new().file("noise", &noise(30_000_000));
+    too_large(
+        Options::driver(driver).data_root_of_mib(24),
+        &format!("too-large-{driver}"),
+        layer,
+    );
+}
+
 #[test]
 fn a_pull_onto_a_full_disk_fails_cleanly_vfs() {
     full_while_pulling("vfs");
@@ -47,6 +57,23 @@ fn a_pull_onto_a_full_disk_fails_cleanly_vfs() {
 #[test]
 fn a_pull_onto_a_full_disk_fails_cleanly_overlay2() {
     full_while_pulling("overlay2");
+}
+
+#[test]
+fn a_bomb_fills_the_disk_and_gives_it_back() {
+    // Some 50 KB in the registry.
+    let layer = Layer::new().file("bomb", &vec![b'x'; 50_000_000]);
+    too_large(Options::driver("overlay2").data_root_of_mib(24), "bomb", layer);
+}
+
+#[test]
+fn a_pull_that_takes_all_inodes_fails_cleanly() {
+    let layer = (0..5_000).fold(Layer::new(), |layer, n| layer.file(&format!("files/{n}"), b""));
+    too_large(
+        Options::driver("overlay2").data_root_of_inodes(3_000),
+        "too-many",
+        layer,
+    );
 }
 
 #[test]

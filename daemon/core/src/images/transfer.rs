@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use skiff_registry_client::{Credentials, Descriptor, Reference, Verifier};
 use skiff_store::{Digest, Follower, Ingest, Store};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::convert::Lower;
@@ -24,9 +24,9 @@ use super::pull::blocking;
 use super::remote::Remote;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Pieces on their way from the network to the writer. A piece is some 16 KiB: enough to ride out a slow write, and
-/// little memory.
-const QUEUE: usize = 64;
+/// KiB on their way from the network to the writer: enough to ride out a slow write, and little memory. A piece has from
+/// some bytes to 400 KiB, as the network gives them.
+const QUEUE_KIB: u32 = 4096;
 
 /// All running downloads.
 pub(super) struct Transfers {
@@ -246,7 +246,7 @@ impl Task<'_> {
 
     /// Moves the blob from the network to the disk. Gives the ingest back, complete and verified with `Ok`.
     async fn download(&self, ingest: Ingest, verifier: Verifier) -> (Option<Ingest>, Result<(), Broken>) {
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (sender, receiver) = mpsc::unbounded_channel();
         let writer = tokio::task::spawn_blocking(move || write(ingest, receiver));
         let fetched = self.fetch(verifier, &sender).await;
         drop(sender);
@@ -261,7 +261,7 @@ impl Task<'_> {
         }
     }
 
-    async fn fetch(&self, verifier: Verifier, writer: &mpsc::Sender<Bytes>) -> Result<(), Broken> {
+    async fn fetch(&self, verifier: Verifier, writer: &mpsc::UnboundedSender<Piece>) -> Result<(), Broken> {
         let Order {
             reference,
             descriptor,
@@ -273,16 +273,29 @@ impl Task<'_> {
             .remote
             .blob(reference, descriptor, verifier, credentials.as_ref())
             .await?;
-        while let Some(piece) = stream.next().await {
-            let piece = piece?;
-            self.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            if writer.send(piece).await.is_err() {
+        let room = Arc::new(Semaphore::new(QUEUE_KIB as usize));
+        while let Some(bytes) = stream.next().await {
+            let bytes = bytes?;
+            self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            let kib = u32::try_from(bytes.len().div_ceil(1024)).map_or(QUEUE_KIB, |kib| kib.min(QUEUE_KIB));
+            // The semaphore is never closed.
+            let Ok(room) = Arc::clone(&room).acquire_many_owned(kib).await else {
+                return Ok(());
+            };
+            if writer.send(Piece { bytes, _room: room }).is_err() {
                 // The writer failed and says why itself.
                 return Ok(());
             }
         }
         Ok(())
     }
+}
+
+/// Bytes on their way to the disk.
+struct Piece {
+    bytes: Bytes,
+    /// Gives its share of the queue back when it is written.
+    _room: OwnedSemaphorePermit,
 }
 
 /// A failed download, and whether what was written is worthless.
@@ -314,9 +327,12 @@ fn is_corrupt(error: &Error) -> bool {
 }
 
 /// The writer thread: ends when the channel is closed. What is waiting is written before readers are woken.
-fn write(mut ingest: Ingest, mut pieces: mpsc::Receiver<Bytes>) -> (Ingest, skiff_store::Result<()>) {
+fn write(
+    mut ingest: Ingest,
+    mut pieces: mpsc::UnboundedReceiver<Piece>,
+) -> (Ingest, skiff_store::Result<()>) {
     while let Some(piece) = pieces.blocking_recv() {
-        if let Err(error) = ingest.write(&piece) {
+        if let Err(error) = ingest.write(&piece.bytes) {
             return (ingest, Err(error));
         }
     }

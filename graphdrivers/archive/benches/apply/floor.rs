@@ -27,7 +27,8 @@ struct Stage {
 fn stage(mut read: impl Read + Send + 'static, hash: Hash) -> Stage {
     let (full_in, mut full) = mpsc::channel::<Chunk>();
     let (empty, empty_out) = mpsc::channel::<Vec<u8>>();
-    for _ in 0..6 {
+    // As many as the unpacker has.
+    for _ in 0..16 {
         empty.send(vec![0; 256 * 1024]).unwrap();
     }
     thread::spawn(move || {

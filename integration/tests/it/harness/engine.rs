@@ -40,6 +40,8 @@ pub(crate) struct Options {
 enum Disk {
     /// Of so many MiB, in memory.
     Small(u32),
+    /// With room for so many files, in memory.
+    FewInodes(u32),
     /// A btrfs in a file, on which its user may delete subvolumes.
     Btrfs,
 }
@@ -48,11 +50,13 @@ impl Disk {
     /// Mounts it on `data`; what it needs lies in `base`.
     fn mount(self, base: &Path, data: &Path, owner: &Owner) {
         let mut mount = Command::new("mount");
+        let mut memory = |limit: String| {
+            let options = format!("{limit},mode=710,uid={},gid={}", owner.uid, owner.gid);
+            mount.args(["-t", "tmpfs", "-o", &options, "skiff-test"]);
+        };
         match self {
-            Self::Small(size) => {
-                let options = format!("size={size}m,mode=710,uid={},gid={}", owner.uid, owner.gid);
-                mount.args(["-t", "tmpfs", "-o", &options, "skiff-test"]);
-            }
+            Self::Small(size) => memory(format!("size={size}m")),
+            Self::FewInodes(number) => memory(format!("size=64m,nr_inodes={number}")),
             Self::Btrfs => {
                 let image = base.join("btrfs.img");
                 fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
@@ -94,6 +98,12 @@ impl Options {
     /// Puts the data root on a file system of so many MiB (needs root).
     pub(crate) fn data_root_of_mib(mut self, size: u32) -> Self {
         self.disk = Some(Disk::Small(size));
+        self
+    }
+
+    /// Puts the data root on a file system with so many inodes (needs root).
+    pub(crate) fn data_root_of_inodes(mut self, number: u32) -> Self {
+        self.disk = Some(Disk::FewInodes(number));
         self
     }
 }
