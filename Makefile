@@ -59,3 +59,6 @@ bench: ## storage drivers and archive engine, then start, memory, `docker run`, 
 
 bench-filesystems: ## our FUSE overlay beside the kernel's and fuse-overlayfs; ARGS='--fuse NAME COMMAND' adds more
 	@scripts/bench.sh filesystems $(ARGS)
+
+fuzz: ## a fuzz target for some minutes; T=archive_apply|tar_reader|reference, SECONDS=300 (needs nightly Rust and cargo-fuzz)
+	@scripts/fuzz.sh $(or $(T),archive_apply) $(or $(SECONDS),300)
