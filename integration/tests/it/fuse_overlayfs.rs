@@ -238,7 +238,7 @@ fn the_well_known_program_can_serve() {
     let engine = Engine::start_with(
         Options::driver("fuse-overlayfs")
             .arg("--storage-opt")
-            .arg(format!("fuse-overlayfs.mount_program={PROGRAM}")),
+            .arg(&format!("fuse-overlayfs.mount_program={PROGRAM}")),
     );
     engine.docker(["pull", "-q", &registry().busybox()]).ok();
     let script =
