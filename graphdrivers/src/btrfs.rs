@@ -38,7 +38,7 @@ use crate::{
 mod probe;
 mod subvolumes;
 
-pub(crate) use subvolumes::remove_tree;
+pub(crate) use subvolumes::{remove_places, remove_tree};
 
 /// Name of the driver.
 pub(crate) const NAME: &str = "btrfs";

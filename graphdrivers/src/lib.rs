@@ -36,6 +36,19 @@ pub use overlay2::Overlay2;
 pub use select::{Evidence, Selected, drivers, probe, select};
 pub use vfs::Vfs;
 
+/// A data root's `<driver>/trash/<snapshot>` are three.
+const LEVELS: u32 = 3;
+
+/// Removes a directory in which drivers kept their things: a driver's root, or one that holds several. It neither needs the
+/// drivers to work nor their book-keeping to be whole, but nobody may use it. Gives the bytes of what was deleted file by
+/// file; a missing directory is no error.
+///
+/// # Errors
+/// `Io`, also when something in it is mounted; the same call goes on.
+pub fn remove_roots(directory: &Path) -> Result<u64> {
+    btrfs::remove_places(directory, LEVELS)
+}
+
 /// A storage driver. Methods may block on the disk: call them from a thread that may.
 pub trait GraphDriver: Send + Sync + fmt::Debug {
     /// `vfs`, `overlay2`, `fuse-overlayfs` or `btrfs`.

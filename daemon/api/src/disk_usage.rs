@@ -77,21 +77,23 @@ pub(crate) async fn df(State(app): State<App>, params: Params, version: ApiVersi
     let none: [Value; 0] = [];
     Ok(answer::ok(&json!({
         "LayersSize": images.as_ref().map_or(0, |images| images.layers_size),
-        "Images": images.map(|images| summaries(&images, version)).transpose()?,
+        "Images": images.as_ref().map(|images| summaries(images, version)),
         "Containers": containers.transpose()?,
         "Volumes": kinds.volumes.then_some(&none),
         "BuildCache": kinds.build_cache.then_some(&none),
     })))
 }
 
-fn summaries(usage: &ImagesUsage, version: ApiVersion) -> Result<Vec<Value>, ApiError> {
-    let summary = |usage: &skiff_core::usage::ImageUsage| {
-        let mut summary = encode(&wire::image::Summary::new(&usage.image, version))?;
-        summary["SharedSize"] = usage.shared.into();
-        summary["Containers"] = usage.containers.into();
-        Ok(summary)
-    };
-    usage.images.iter().map(summary).collect()
+fn summaries(usage: &ImagesUsage, version: ApiVersion) -> Vec<wire::image::Summary<'_>> {
+    let images = usage.images.iter();
+    images
+        .map(|usage| {
+            let mut summary = wire::image::Summary::new(&usage.image, version);
+            summary.set_shared_size(usage.shared);
+            summary.set_containers(usage.containers);
+            summary
+        })
+        .collect()
 }
 
 fn encode(value: &impl serde::Serialize) -> Result<Value, ApiError> {

@@ -20,13 +20,22 @@ use crate::{App, progress, tarballs, wire};
 /// How many progress messages may wait for a slow client.
 pub(crate) const PROGRESS_BACKLOG: usize = 64;
 
+/// The first API version in which a client can ask how much images share.
+const FIRST_WITH_SHARED_SIZE: ApiVersion = ApiVersion(42);
+
 /// `docker images`.
 pub(crate) async fn list(State(app): State<App>, params: Params, version: ApiVersion) -> Answer {
     let images = app.engine.images.list(params.flag("all"), &params.filters()?)?;
-    let summaries: Vec<_> = images
-        .iter()
-        .map(|image| wire::image::Summary::new(image, version))
-        .collect();
+    let asked = version >= FIRST_WITH_SHARED_SIZE && params.flag("shared-size");
+    let shared = asked.then(|| app.engine.images.shared_sizes());
+    let summary = |image| {
+        let mut summary = wire::image::Summary::new(image, version);
+        if let Some(shared) = &shared {
+            summary.set_shared_size(shared.of(&image.id));
+        }
+        summary
+    };
+    let summaries: Vec<_> = images.iter().map(summary).collect();
     Ok(answer::ok(&summaries))
 }
 

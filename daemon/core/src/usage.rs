@@ -35,16 +35,15 @@ pub struct ImageUsage {
 }
 
 impl Engine {
-    /// What images take. Costs no walk: layers are measured when they are made.
+    /// What images take.
     ///
     /// # Errors
     /// `System`.
     pub async fn images_usage(&self) -> Result<ImagesUsage> {
         let images = self.images.clone();
         let (views, sizes) = tokio::task::spawn_blocking(move || {
-            let store = images.store();
-            let sizes = store.sizes(&store.catalog());
-            images.list(true, &Filters::default()).map(|views| (views, sizes))
+            let views = images.list(false, &Filters::default());
+            views.map(|views| (views, images.shared_sizes()))
         })
         .await
         .map_err(|e| Error::system("measure the images").caused_by(e))??;
@@ -52,13 +51,8 @@ impl Engine {
         for view in self.all_containers()? {
             *users.entry(view.record.image.clone()).or_default() += 1;
         }
-        let shared: HashMap<String, u64> = sizes
-            .images
-            .iter()
-            .map(|(id, size)| (id.to_string(), size.shared))
-            .collect();
         let usage = |image: ImageView| ImageUsage {
-            shared: shared.get(&image.id).copied().unwrap_or_default(),
+            shared: sizes.of(&image.id),
             containers: users.get(&image.id).copied().unwrap_or_default(),
             image,
         };

@@ -19,9 +19,8 @@ use skiff_graphdrivers::{FuseServer, Mounter};
 use skiff_storage_bench::{ErrorKind, Options, Report, Scratch, Size, run, svg, table};
 use skiff_sys::ns::{self, Kind};
 
-use crate::config::LogLevel;
 use crate::tool::{Context, FAILED, Interrupt};
-use crate::{complain, locks, logging};
+use crate::{complain, locks};
 use progress::Display;
 
 /// What can be measured.
@@ -97,10 +96,6 @@ impl From<skiff_storage_bench::Error> for Failure {
 }
 
 fn measure(arguments: &Storage, context: &Context) -> Result<Report, Failure> {
-    if !context.config.debug {
-        // Drivers warn of what they are bad at; here that is a line of the table.
-        logging::set_level(LogLevel::Error);
-    }
     if let Some(path) = &arguments.svg {
         can_write(path)?;
     }

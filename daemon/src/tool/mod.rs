@@ -56,11 +56,11 @@ pub(crate) fn run(words: Vec<OsString>, environment: &Environment) -> ExitCode {
         Ok(config::Outcome::Print(text)) => return crate::print(&text),
         Err(error) => return fail(&error.to_string()),
     };
-    // Commands, not a service: what goes well is not worth a log line.
+    // Commands, not a service: they say themselves what matters, and drivers' warnings are for those who start a daemon.
     crate::logging::init(if config.debug {
         config.effective_log_level()
     } else {
-        config.effective_log_level().min(config::LogLevel::Warn)
+        config.effective_log_level().min(config::LogLevel::Error)
     });
     let stay = match Stay::enter(&config, environment) {
         Ok(stay) => stay,

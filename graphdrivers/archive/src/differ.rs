@@ -113,11 +113,15 @@ impl<W: Write> Visitor for Pack<'_, W> {
             } => self.present(path, parent, name, stat),
         }
     }
+
+    fn wants(&self, path: &[u8]) -> bool {
+        !self.without.is_some_and(|without| without.contains(path))
+    }
 }
 
 impl<W: Write> Pack<'_, W> {
     fn present(&mut self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<()> {
-        if self.without.is_some_and(|without| without.contains(path)) {
+        if !self.wants(path) {
             return Ok(());
         }
         let failed = |operation: &str, errno| Error::os(format!("{operation} /{}", show(path)), errno);

@@ -45,6 +45,11 @@ pub(crate) enum Change<'a> {
 /// Takes the changes of a walk.
 pub(crate) trait Visitor {
     fn change(&mut self, change: Change<'_>) -> Result<()>;
+
+    /// Whether a new or changed name is of interest; when nothing in an unchanged directory is, neither is the directory.
+    fn wants(&self, _path: &[u8]) -> bool {
+        true
+    }
 }
 
 /// The room `directory` takes, itself included.
@@ -329,7 +334,7 @@ impl Compare<'_> {
         stat: &Stat,
         same: bool,
     ) -> Result<()> {
-        if !same {
+        if !same && self.visitor.wants(path) {
             self.flush()?;
             self.visitor.change(Change::Present {
                 path,
@@ -412,7 +417,8 @@ fn items(new: &OwnedFd, old: Option<&Rc<OwnedFd>>, path: &[u8]) -> Result<Vec<It
 }
 
 /// Whether a name stands for the same thing in both trees. Contents are taken as equal when size and time of change
-/// are; a directory's size and time say nothing about itself.
+/// are; a directory's size and time say nothing about itself. A file that got another name counts as changed, so that
+/// both names stand in one archive and stay one file; an overlay, which copies it up to link it, says the same.
 ///
 /// Trees on different devices are subvolumes, one a snapshot of the other: there a file that was never touched keeps its
 /// inode number and the time of its inode's change, which nobody can set, so that most are told by one stat(2). The few
@@ -442,7 +448,8 @@ pub(crate) fn is_same(new: &OwnedFd, old: &OwnedFd, name: &[u8], stat: &Stat) ->
     }
     let kind = FileType::from_raw_mode(stat.st_mode);
     let stamp = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec, stat.st_size);
-    if kind != FileType::Directory && stamp(stat) != stamp(&before) {
+    let linked = stat.st_nlink > before.st_nlink;
+    if kind != FileType::Directory && (linked || stamp(stat) != stamp(&before)) {
         return Ok(false);
     }
     if kind == FileType::Symlink

@@ -235,7 +235,7 @@ proptest! {
         copy_tree(&a, &c).unwrap();
         let packed = pack(&DiffTree::Compare { directory: &b, parent: Some(&a) });
         unpack(&packed, &c, WhiteoutFormat::Delete);
-        // Hard links between changed and unchanged files cannot be told in a layer; contents and metadata can.
+        // That names became separate files while others stayed one cannot be told in a layer; contents and metadata can.
         let plain = |path: &Path| tree::without_links(&tree::read_without_directory_times(path));
         same(&plain(&b), &plain(&c))?;
         // As an overlay's upper directory it is the same difference to the byte, whiteouts included, and once more.
@@ -264,6 +264,44 @@ fn random_files_are_not_made_through_links() {
     assert!(make_parents(&inside, &inside.join("a/b/file")));
     assert!(inside.join("a/b").is_dir());
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
+fn a_new_name_of_an_old_file_is_the_same_file_after_packing() {
+    use std::os::unix::fs::MetadataExt;
+    if !userns::powers() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let [before, after, copy] = ["before", "after", "copy"].map(|name| scratch.path().join(name));
+    fs::create_dir(&before).unwrap();
+    for name in ["kept", "pair", "other"] {
+        fs::write(before.join(name), name).unwrap();
+    }
+    fs::hard_link(before.join("pair"), before.join("twin")).unwrap();
+    for tree in [&after, &copy] {
+        fs::create_dir(tree).unwrap();
+        copy_tree(&before, tree).unwrap();
+    }
+    fs::hard_link(after.join("kept"), after.join("new")).unwrap();
+    fs::remove_file(after.join("twin")).unwrap();
+    let tree = DiffTree::Compare {
+        directory: &after,
+        parent: Some(&before),
+    };
+    let packed = pack(&tree);
+    let mut archive = tar::Archive::new(&packed[..]);
+    let names: Vec<_> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+        .collect();
+    // What lost a name did not change: nobody has to read it again.
+    assert_eq!(names, [".wh.twin", "kept", "new"]);
+    unpack(&packed, &copy, WhiteoutFormat::Delete);
+    let inode = |name: &str| fs::metadata(copy.join(name)).unwrap().ino();
+    assert_eq!(inode("kept"), inode("new"));
+    assert!(!copy.join("twin").exists());
 }
 
 #[test]

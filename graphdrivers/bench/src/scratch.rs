@@ -8,7 +8,6 @@
 //!
 //! Whoever holds the lock owns `scratch`: what is found there was left by a run that was killed, and is swept first.
 
-use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -17,8 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
-use skiff_archive::remove_tree;
-use skiff_graphdrivers::select;
+use skiff_graphdrivers::remove_roots;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::Report;
@@ -140,23 +138,7 @@ fn sweep(directory: &Path) -> Result<()> {
         unmount(&point, UnmountFlags::DETACH)
             .map_err(|errno| Error::io(format!("unmount {}", point.display()), errno))?;
     }
-    if remove_tree(directory).is_ok() {
-        return Ok(());
-    }
-    // What plain removal cannot do (read-only subvolumes) is its driver's to do.
-    let entries =
-        fs::read_dir(directory).map_err(|error| Error::io(format!("read {}", directory.display()), error))?;
-    for name in entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-    {
-        if let Ok(selected) = select(directory, Some(&name), &[])
-            && let Err(error) = selected.driver.cleanup(&HashSet::new())
-        {
-            tracing::debug!(%error, driver = name, "clean-up by the driver");
-        }
-    }
-    remove_tree(directory).map(drop).map_err(Error::from)
+    remove_roots(directory).map(drop).map_err(Error::from)
 }
 
 #[cfg(test)]

@@ -49,6 +49,26 @@ pub(crate) fn remove_tree(place: &Path) -> Result<u64> {
     Ok(bytes + skiff_archive::remove_tree(place).map_err(archive_error)?)
 }
 
+/// As [`remove_tree`], for a directory with such places up to `depth` levels below it.
+///
+/// # Errors
+/// As [`remove_tree`].
+pub(crate) fn remove_places(directory: &Path, depth: u32) -> Result<u64> {
+    let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    if !is_directory(directory) {
+        return skiff_archive::remove_tree(directory).map_err(archive_error);
+    }
+    let mut bytes = 0;
+    if depth > 0 {
+        for path in read_dir(directory)? {
+            if is_directory(&path) && !is_subvolume(&path)? {
+                bytes += remove_places(&path, depth - 1)?;
+            }
+        }
+    }
+    Ok(bytes + remove_tree(directory)?)
+}
+
 /// Removes one subvolume; those nested in it are then beside it.
 fn remove(place: &Path, name: &OsStr) -> Result<u64> {
     let path = place.join(name);

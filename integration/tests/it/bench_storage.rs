@@ -2,7 +2,7 @@
 //!
 //! The sizes are the smallest, and what is checked is never how fast anything was.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Engine, Options, PATIENCE, eventually, require};
+use crate::harness::{Engine, Options, PATIENCE, eventually, is_root, require};
 
 /// An account with its directories; no daemon runs unless a test starts it.
 fn account() -> Engine {
@@ -60,20 +60,27 @@ fn nothing_left(engine: &Engine) {
     assert_eq!(files, Vec::<PathBuf>::new());
     wait_until_alone(engine);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains(engine.data_root().to_str().unwrap()), "{mounts}");
+    let below = format!("{}/", engine.data_root().display());
+    assert!(!mounts.contains(&below), "{mounts}");
 }
 
-/// Waits until the benchmark unpacks something: the scratch directory has a driver's root in it.
-fn wait_until_busy(engine: &Engine, child: &mut Child) {
-    let unpacked = engine.data_root().join("bench/scratch/overlay2/l");
+/// Waits until the benchmark is at work: something is there below its scratch directory. What is in there is not readable
+/// for others, but that it is there can be seen as root; as the user itself, too.
+fn wait_until(engine: &Engine, child: &mut Child, there: impl Fn(&Path) -> bool) {
+    let scratch = engine.data_root().join("bench/scratch");
     eventually("the benchmark is at work", PATIENCE, || {
         assert_eq!(
             child.try_wait().unwrap(),
             None,
             "the benchmark ended before it was told to"
         );
-        // Not readable for others, but that it is there can be seen as root; as the user itself, too.
-        unpacked.symlink_metadata().is_ok().then_some(())
+        there(&scratch).then_some(())
+    });
+}
+
+fn wait_until_busy(engine: &Engine, child: &mut Child) {
+    wait_until(engine, child, |scratch| {
+        scratch.join("overlay2/l").symlink_metadata().is_ok()
     });
 }
 
@@ -178,6 +185,73 @@ fn what_a_kill_leaves_the_next_run_removes_and_only_one_runs_at_a_time() {
         String::from_utf8_lossy(&output.stderr)
     );
     nothing_left(&engine);
+}
+
+#[test]
+fn subvolumes_and_fuse_servers_go_with_it_however_it_ends() {
+    require!(Engine::own() && is_root(), "only root can mount a btrfs");
+    let engine = Engine::prepare(Options::default().on_btrfs());
+    let drivers = ["--driver", "btrfs", "--driver", "fuse-overlayfs"];
+    for which in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mut child = benchmark(&engine, &[&["--rounds", "1000"][..], &drivers].concat())
+            .spawn()
+            .unwrap();
+        wait_until(&engine, &mut child, |scratch| {
+            let snapshots = std::fs::read_dir(scratch.join("btrfs")).into_iter().flatten();
+            let mut subvolumes = snapshots.map(|entry| entry.unwrap().path().join("subvolume"));
+            subvolumes.any(|path| path.exists()) && scratch.join("fuse-overlayfs/l").exists()
+        });
+        signal(&child, which);
+        let (status, said) = end(child);
+        wait_until_alone(&engine);
+        if which == Signal::SIGTERM {
+            assert_eq!(status.code(), Some(130), "{said}");
+            nothing_left(&engine);
+        }
+    }
+    assert!(engine.data_root().join("bench/scratch/btrfs").exists());
+    let words = ["--rounds", "1", "--driver", "btrfs"];
+    let output = benchmark(&engine, &words).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    nothing_left(&engine);
+}
+
+#[test]
+fn a_disk_that_somebody_else_fills_ends_it_and_nothing_is_left() {
+    require!(Engine::own() && is_root(), "mounts a small file system");
+    let small = Engine::prepare(Options::default().data_root_of_mib(64));
+    let output = benchmark(&small, &["--driver", "vfs"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("the storage benchmark needs") && said.contains("are free"),
+        "{said}"
+    );
+    nothing_left(&small);
+    drop(small);
+
+    let engine = Engine::prepare(Options::default().data_root_of_mib(256));
+    let mut child = benchmark(&engine, &["--driver", "vfs", "--rounds", "1000"])
+        .spawn()
+        .unwrap();
+    wait_until(&engine, &mut child, |scratch| {
+        scratch.join("vfs/staging").exists()
+    });
+    // What the benchmark gives back is taken at once, until it has none.
+    let filler = engine.data_root().join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let block = vec![1; 1 << 20];
+    eventually("the benchmark gives up", PATIENCE, || {
+        while file.write_all(&block).is_ok() {}
+        child.try_wait().unwrap()
+    });
+    let (status, said) = end(child);
+    assert_eq!(status.code(), Some(2), "{said}");
+    assert!(said.to_lowercase().contains("no space left on device"), "{said}");
+    std::fs::remove_file(&filler).unwrap();
+    nothing_left(&engine);
+    assert_eq!(left(&engine.data_root()), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -1,15 +1,21 @@
 //! `skiffd storage`: by its user, on a data root whose daemon is stopped, killed, running, full, or gone half-way.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::harness::{
-    Engine, Options, PATIENCE, Writer, eventually, layered_image, number, on_both_drivers, registry, require,
+    Engine, Options, PATIENCE, Writer, digest, eventually, layered_image, number, on_both_drivers, registry,
+    require,
 };
 
 /// A stopped daemon's data root with two images and two containers that changed their files.
 fn stopped(driver: &str) -> (Engine, Vec<Writer>) {
-    let mut engine = Engine::start_with(Options::driver(driver));
+    stopped_with(driver, Options::driver(driver))
+}
+
+fn stopped_with(driver: &str, options: Options) -> (Engine, Vec<Writer>) {
+    let mut engine = Engine::start_with(options);
     let image = layered_image(&format!("moved-from-{driver}"));
     for image in [&registry().busybox(), &image] {
         engine.docker(["pull", "-q", image]).ok();
@@ -129,6 +135,106 @@ fn everything_moves_from_btrfs_to_overlay2_and_back() {
         assert!(!engine.data_root().join(from).exists());
         all_is_well(&mut engine, to, &writers);
     }
+}
+
+/// What clients see of a container's files without starting it: what it changed, everything, and everything in an image
+/// that is made of it.
+fn seen_by_clients(engine: &Engine, name: &str) -> Vec<String> {
+    let mut seen: Vec<String> = engine
+        .docker(["diff", name])
+        .ok()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    seen.extend(exported(engine, name));
+    engine.docker(["commit", name, "committed:1"]).ok();
+    let size = engine.inspect("committed:1", "{{.Size}}");
+    seen.push(format!("committed: {size} bytes"));
+    engine
+        .docker(["create", "--name", "of-commit", "committed:1", "true"])
+        .ok();
+    let committed = exported(engine, "of-commit").into_iter();
+    seen.extend(committed.map(|line| format!("committed: {line}")));
+    engine.docker(["rm", "of-commit"]).ok();
+    engine.docker(["rmi", "committed:1"]).ok();
+    seen
+}
+
+/// Everything that `docker export` says, a line an entry.
+fn exported(engine: &Engine, name: &str) -> Vec<String> {
+    let file = engine.path().join("export.tar");
+    engine.docker(["export", "-o", file.to_str().unwrap(), name]).ok();
+    let mut archive = tar::Archive::new(std::fs::File::open(&file).unwrap());
+    let describe = |entry: std::io::Result<tar::Entry<'_, std::fs::File>>| {
+        let mut entry = entry.unwrap();
+        let mut contents = Vec::new();
+        entry.read_to_end(&mut contents).unwrap();
+        let mut notes: Vec<String> = Vec::new();
+        for record in entry.pax_extensions().unwrap().into_iter().flatten() {
+            let record = record.unwrap();
+            notes.push(format!(
+                "{}={}",
+                record.key().unwrap(),
+                String::from_utf8_lossy(record.value_bytes())
+            ));
+        }
+        let header = entry.header();
+        format!(
+            "{} {:?} {:o} {}:{} {:?} {} {} {notes:?}",
+            entry.path().unwrap().display(),
+            header.entry_type(),
+            header.mode().unwrap(),
+            header.uid().unwrap(),
+            header.gid().unwrap(),
+            entry.link_name().unwrap(),
+            header.mtime().unwrap(),
+            digest(&contents)
+        )
+    };
+    archive.entries().unwrap().map(describe).collect()
+}
+
+/// From one driver to the next, and after each move clients see what they saw under the first.
+fn moves_along(drivers: &[&str]) {
+    require!(
+        Engine::own() && crate::harness::is_root() && has_fuse(),
+        "mounts a btrfs and a FUSE file system"
+    );
+    let (mut engine, writers) = stopped_with(drivers[0], Options::driver(drivers[0]).on_btrfs());
+    engine.start_again();
+    let before = seen_by_clients(&engine, &writers[0].name);
+    for text in ["C /kept/noted", "D /kept/removed", "A /new/together"] {
+        assert!(before.iter().any(|line| line == text), "{text}: {before:#?}");
+    }
+    engine.stop();
+    for to in &drivers[1..] {
+        engine
+            .skiffd(&["storage", "migrate", "--to", to, "--confirm"])
+            .run()
+            .code(0);
+        engine.set_args(&["--storage-driver", to]);
+        engine.start_again();
+        let now = seen_by_clients(&engine, &writers[0].name);
+        let lost: Vec<_> = before.iter().filter(|line| !now.contains(line)).collect();
+        let new: Vec<_> = now.iter().filter(|line| !before.contains(line)).collect();
+        assert!(
+            lost.is_empty() && new.is_empty(),
+            "{to}: lost {lost:#?}, new {new:#?}"
+        );
+        engine.stop();
+    }
+    let last = drivers.last().unwrap();
+    all_is_well(&mut engine, last, &writers);
+}
+
+#[test]
+fn clients_see_no_difference_along_vfs_btrfs_fuse_overlayfs_vfs() {
+    moves_along(&["vfs", "btrfs", "fuse-overlayfs", "vfs"]);
+}
+
+#[test]
+fn clients_see_no_difference_along_overlay2_fuse_overlayfs_btrfs_vfs() {
+    moves_along(&["overlay2", "fuse-overlayfs", "btrfs", "vfs"]);
 }
 
 /// Whether an ordinary user may open the device.
@@ -320,12 +426,12 @@ fn a_full_disk_is_said_before_and_does_no_harm_when_it_comes_all_the_same() {
         Engine::own() && crate::harness::is_root(),
         "mounts a small file system"
     );
-    let mut engine = Engine::start_with(Options::driver("overlay2").data_root_of_mib(48));
+    let mut engine = Engine::start_with(Options::driver("overlay2").data_root_of_mib(72));
     let image = layered_image("full");
     engine.docker(["pull", "-q", &image]).ok();
     let writer = Writer::new(&engine, "one", &image);
     // With its copy it does not fit, whatever the layers below it take.
-    let fill = "dd if=/dev/urandom of=/fill bs=1M count=28 2>/dev/null";
+    let fill = "dd if=/dev/urandom of=/fill bs=1M count=46 2>/dev/null";
     engine
         .docker([
             "run",
@@ -353,10 +459,46 @@ fn a_full_disk_is_said_before_and_does_no_harm_when_it_comes_all_the_same() {
         failed.stderr.contains("no space left on device") && failed.stderr.contains("--rollback"),
         "{failed}"
     );
+    // Not a byte is left, and the way back is open all the same.
+    let filler = engine.data_root().join("filler");
+    fill_up(&filler);
     engine.skiffd(&["storage", "migrate", "--rollback"]).run().code(0);
+    std::fs::remove_file(&filler).unwrap();
     engine.set_args(&["--storage-driver", "overlay2"]);
     engine.start_again();
     writer.has_its_files(&engine);
+    engine.docker(["rm", "big"]).ok();
+    eventually("its room is free", PATIENCE, || {
+        names(&engine.data_root().join("overlay2/trash"))
+            .is_empty()
+            .then_some(())
+    });
+    engine.stop();
+
+    // So is the way forward.
+    migrate(&engine, "vfs").run().code(0);
+    fill_up(&filler);
+    engine.skiffd(&["storage", "migrate", "--confirm"]).run().code(0);
+    std::fs::remove_file(&filler).unwrap();
+    engine.set_args(&["--storage-driver", "vfs"]);
+    engine.start_again();
+    writer.has_its_files(&engine);
+}
+
+/// Takes all the room there is.
+fn fill_up(file: &Path) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(file).unwrap();
+    let mut block = vec![1; 1 << 20];
+    while !block.is_empty() {
+        match file.write(&block) {
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
+                block.truncate(block.len() / 2);
+            }
+        }
+    }
 }
 
 /// What `skiffd storage verify --json` finds.

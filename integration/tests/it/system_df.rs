@@ -45,6 +45,17 @@ on_both_drivers! {
             assert_eq!(found["Containers"], containers, "{found:#}");
             assert_eq!(found.get("VirtualSize"), None);
         }
+        // Who lists images may ask for the same, since 1.42.
+        let listed = |path: &str| engine.get(path).expect_status(200).json();
+        let (asked, unasked) = (listed("/images/json?shared-size=1"), listed("/images/json"));
+        let early = listed("/v1.41/images/json?shared-size=1");
+        for image in [&first, &second, &registry().busybox()] {
+            let id = engine.inspect(image, "{{.Id}}");
+            assert_eq!(by_id(&asked, &id)["SharedSize"], by_id(&df["Images"], &id)["SharedSize"]);
+            for list in [&unasked, &early] {
+                assert_eq!((&by_id(list, &id)["SharedSize"], &by_id(list, &id)["Containers"]), (&json!(-1), &json!(-1)));
+            }
+        }
         // 5000 bytes once although they have two names, a link of 2 bytes, and the whole file that was appended to.
         let sizes = [("wrote", 5000 + 2 + 1005, 1012), ("deleted", 0, 77), ("new", 0, 0)];
         for (name, rw, image) in sizes {
@@ -57,6 +68,36 @@ on_both_drivers! {
             }
         }
         assert_eq!(engine.docker(["ps", "-as", "--filter", "name=wrote", "--format", "{{.Size}}"]).ok().split(' ').next(), Some("6.01kB"));
+    }
+
+    fn an_image_without_name_below_another_is_counted_and_not_listed(engine) {
+        engine.docker(["run", "--name", "one", "--network", "none", &registry().busybox(), "sh", "-c", "head -c 300 /dev/zero >/1"]).ok();
+        let below = engine.docker(["commit", "one", "stacked"]).ok();
+        engine.docker(["run", "--name", "two", "--network", "none", "stacked", "sh", "-c", "head -c 20 /dev/zero >/2"]).ok();
+        let above = engine.docker(["commit", "two", "stacked"]).ok();
+        let ids = |words: &[&str]| {
+            let mut ids: Vec<String> =
+                engine.docker([&["images", "-q", "--no-trunc"], words].concat()).ok().lines().map(str::to_owned).collect();
+            ids.sort();
+            ids
+        };
+        assert!(ids(&[]).contains(&above) && !ids(&[]).contains(&below), "{below}: {:?}", ids(&[]));
+        assert!(ids(&["-a"]).contains(&below));
+        assert_eq!(ids(&["--filter", "dangling=true"]), Vec::<String>::new());
+        assert_eq!(ids(&["-a", "--filter", "dangling=true"]), Vec::<String>::new());
+        let df = engine.get("/system/df").json();
+        assert_eq!(df["Images"].as_array().unwrap().len(), 2, "{df:#}");
+        let base = engine.inspect(&registry().busybox(), "{{.Size}}").parse::<u64>().unwrap();
+        assert_eq!(df["LayersSize"], base + 320);
+        // Its layer is the other's, too, as dockerd counts.
+        let found = by_id(&df["Images"], &above);
+        assert_eq!((&found["Size"], &found["SharedSize"]), (&(base + 320).into(), &(base + 300).into()));
+        // When nothing stands on it any more it dangles.
+        engine.docker(["rm", "one", "two"]).ok();
+        engine.docker(["tag", &below, "kept"]).ok();
+        engine.docker(["rmi", "stacked"]).ok();
+        engine.docker(["commit", &engine.detached(&["--network", "none"], &["true"]), "kept"]).ok();
+        assert_eq!(ids(&["--filter", "dangling=true"]), [below]);
     }
 
     fn the_size_of_an_image_is_what_its_files_add_up_to(engine) {

@@ -40,7 +40,7 @@ impl<'a> Summary<'a> {
             repo_digests.push("<none>@<none>");
         }
         Self {
-            // Not counted here; -1 says so.
+            // Not counted; -1 says so.
             containers: -1,
             created: image.created.map_or(0, jiff::Timestamp::as_second),
             id: &image.id,
@@ -52,6 +52,16 @@ impl<'a> Summary<'a> {
             size: image.size,
             virtual_size: (version <= LAST_WITH_VIRTUAL_SIZE).then_some(image.size),
         }
+    }
+
+    /// Says how many bytes the image shares with others.
+    pub(crate) fn set_shared_size(&mut self, bytes: u64) {
+        self.shared_size = i64::try_from(bytes).unwrap_or(i64::MAX);
+    }
+
+    /// Says how many containers were made from the image.
+    pub(crate) fn set_containers(&mut self, count: usize) {
+        self.containers = i64::try_from(count).unwrap_or(i64::MAX);
     }
 }
 

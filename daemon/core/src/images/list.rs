@@ -1,5 +1,7 @@
 //! `GET /images/json`: filters and order.
 
+use std::collections::HashSet;
+
 use jiff::{SignedDuration, Timestamp};
 use skiff_store::Store;
 
@@ -18,8 +20,9 @@ const KNOWN: [&str; 7] = [
     "until",
 ];
 
-/// Lists images, newest first.
-pub(super) fn list(store: &Store, _all: bool, filters: &Filters) -> Result<Vec<ImageView>> {
+/// Lists images, newest first. Images without a name that another image was committed on top of are left out unless `all`
+/// are wanted.
+pub(super) fn list(store: &Store, all: bool, filters: &Filters) -> Result<Vec<ImageView>> {
     filters.check_names(&KNOWN)?;
     let dangling = filters.flag("dangling")?;
     for pattern in filters.values("reference") {
@@ -38,16 +41,28 @@ pub(super) fn list(store: &Store, _all: bool, filters: &Filters) -> Result<Vec<I
     let since = filters.values("since").map(created).collect::<Result<Vec<_>>>()?;
     let until = filters
         .values("until")
-        .map(point_in_time)
+        .map(|text| point_in_time(text).map(Some))
         .collect::<Result<Vec<_>>>()?;
-    let mut views: Vec<ImageView> = catalog
+    let views: Vec<ImageView> = catalog
         .images
         .values()
         .map(|image| view::view(store, &catalog, image))
+        .collect();
+    let parents: HashSet<String> = views.iter().filter_map(|view| view.parent.clone()).collect();
+    // Of dangling images only those are wanted that nothing stands on, whatever `all` says.
+    let intermediate = |view: &ImageView| {
+        let nameless = view.tags.is_empty() && view.digests.is_empty();
+        parents.contains(&view.id) && (dangling == Some(true) || (nameless && !all))
+    };
+    let mut views: Vec<ImageView> = views
+        .into_iter()
         .filter(|view| {
-            before.iter().all(|time| view.created < *time)
+            !intermediate(view)
+                && before
+                    .iter()
+                    .chain(&until)
+                    .all(|time| view.created.is_some() && view.created < *time)
                 && since.iter().all(|time| view.created > *time)
-                && until.iter().all(|time| view.created < Some(*time))
                 && filters.accepts_labels(|key| view.config.labels.as_ref()?.get(key).map(String::as_str))
         })
         .filter_map(|view| with_names(view, filters, dangling))

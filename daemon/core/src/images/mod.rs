@@ -31,7 +31,7 @@ mod save;
 mod transfer;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
@@ -120,6 +120,21 @@ pub struct ImageView {
     pub top_layer: Option<String>,
     /// The configuration as it came, for fields that have no place here.
     pub raw_config: Value,
+}
+
+/// What images share.
+#[derive(Debug, Clone)]
+pub struct SharedSizes {
+    /// Bytes of all layers of all images, each once.
+    pub layers: u64,
+    shared: HashMap<String, u64>,
+}
+
+impl SharedSizes {
+    /// Bytes of those of an image's layers that another image has, too; 0 for an image that was not there.
+    pub fn of(&self, id: &str) -> u64 {
+        self.shared.get(id).copied().unwrap_or(0)
+    }
 }
 
 /// `POST /images/create?fromImage=…`.
@@ -270,12 +285,24 @@ impl Images {
             .unwrap_or_default()
     }
 
-    /// Lists images, newest first. `all` has no effect yet: intermediate images come with the builder.
+    /// Lists images, newest first. Without `all`, images that have no name and that another image was committed on top of
+    /// are left out.
     ///
     /// # Errors
     /// `InvalidParameter` for an unknown filter or a malformed value; `NotFound` for the image of `before` and `since`.
     pub fn list(&self, all: bool, filters: &Filters) -> Result<Vec<ImageView>> {
         list::list(&self.shared.store, all, filters)
+    }
+
+    /// What images share. Costs no walk: layers are measured when they are made.
+    pub fn shared_sizes(&self) -> SharedSizes {
+        let store = &self.shared.store;
+        let sizes = store.sizes(&store.catalog());
+        let images = sizes.images.into_iter();
+        SharedSizes {
+            layers: sizes.layers,
+            shared: images.map(|(id, size)| (id.to_string(), size.shared)).collect(),
+        }
     }
 
     /// Gives an image another name. An empty `tag` is `latest`, or what `repository` has behind a colon.

@@ -13,7 +13,7 @@ use skiff_graphdrivers::{
 
 use super::journal::{Journal, Moved, Stage};
 use super::plan::{LayerMove, MigrationPlan, Source, Trial, Way};
-use super::{Migration, Progress};
+use super::{Migration, Progress, reserve};
 use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
@@ -100,7 +100,9 @@ impl Migration<'_> {
 
     /// The journal: the one that is there, or a new one. From here on the daemon does not start.
     fn begin(&self, plan: &MigrationPlan) -> Result<Journal> {
-        let mut journal = match self.journal()? {
+        let known = self.journal()?;
+        let is_new = known.is_none();
+        let mut journal = match known {
             Some(journal) if journal.to == plan.to && journal.stage != Stage::RollingBack => journal,
             Some(journal) => {
                 let text = match journal.stage {
@@ -148,7 +150,15 @@ impl Migration<'_> {
             .collect();
         journal.boot.clone_from(&self.options.boot);
         journal.write(&self.root, &self.steps)?;
-        Ok(journal)
+        match reserve::take(&self.root) {
+            Ok(()) => Ok(journal),
+            // Nothing is copied yet, and with so little room nothing will be.
+            Err(error) if is_new => Journal::remove(&self.root).and(Err(error)),
+            Err(error) => {
+                tracing::warn!(%error, "no room is set aside for the end of the migration");
+                Ok(journal)
+            }
+        }
     }
 }
 

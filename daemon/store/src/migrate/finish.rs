@@ -6,7 +6,7 @@ use std::fs;
 use skiff_graphdrivers::{ErrorKind as DriverErrorKind, GraphDriver, LayerId, SnapshotKey, SnapshotRef};
 
 use super::journal::{Journal, Stage};
-use super::{Migration, Progress};
+use super::{Migration, Progress, reserve};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rw::active_id;
@@ -30,10 +30,11 @@ impl Migration<'_> {
         let mut journal = self.expect_journal("confirm")?;
         match journal.stage {
             Stage::Converted => {
+                reserve::give_back(&self.root)?;
                 journal.stage = Stage::Confirming;
                 journal.write(&self.root, &self.steps)?;
             }
-            Stage::Confirming => {}
+            Stage::Confirming => reserve::give_back(&self.root)?,
             Stage::Converting | Stage::Switching | Stage::RollingBack => {
                 return Err(Error::new(
                     ErrorKind::Conflict,
@@ -96,6 +97,7 @@ impl Migration<'_> {
                 ),
             ));
         }
+        reserve::give_back(&self.root)?;
         if journal.stage != Stage::RollingBack {
             journal.stage = Stage::RollingBack;
             journal.write(&self.root, &self.steps)?;
@@ -142,7 +144,7 @@ impl Migration<'_> {
                     tracing::warn!(driver = name, %error, "cannot be opened; removing its directory");
                 }
             }
-            freed += skiff_archive::remove_tree(&directory)?;
+            freed += skiff_graphdrivers::remove_roots(&directory)?;
         }
         let records = self.root.join(name);
         match fs::remove_dir_all(&records) {

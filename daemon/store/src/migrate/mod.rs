@@ -17,6 +17,7 @@ mod convert;
 mod finish;
 mod journal;
 mod plan;
+mod reserve;
 #[cfg(test)]
 mod tests;
 

@@ -11,6 +11,8 @@ if [ ! -e /written ]; then
   chmod 4751 /new/other && chown 1000:50 /new/deep && chown -h 7:8 /new/symbolic && touch -d '2001-02-03 04:05:06' /new/other
   rm /kept/removed && rm -r /replaced && mkdir /replaced && echo again > /replaced/own
   echo appended >> /kept/changed && mv /kept/moved /kept/away && chmod 1777 / && rm -r /kept/tree
+  ln /kept/alone /new/together && echo more >> /kept/noted
+  dd if=/dev/zero of=/new/sparse bs=1 count=1 seek=5000000 2>/dev/null
   dd if=/dev/zero of=/new/big bs=1024 count=3000 2>/dev/null && touch /written
 fi
 cd / && stat -c '%n %f %u %g' . && find kept new replaced hidden written | sort | while read -r f; do
@@ -18,6 +20,7 @@ cd / && stat -c '%n %f %u %g' . && find kept new replaced hidden written | sort 
   elif [ -f "$f" ]; then echo "$(stat -c '%n %f %u %g %s %h %Y' "$f") $(md5sum < "$f")"
   else stat -c '%n %f %u %g' "$f"; fi
 done; ls gone hidden/below 2>/dev/null || true
+[ "$(stat -c %b new/sparse)" -gt 1000 ] || echo "the hole is a hole"
 "#;
 
 /// An image of three layers on busybox with files to change, whiteouts and an opaque directory.
@@ -29,6 +32,9 @@ pub(crate) fn layered_image(name: &str) -> String {
         .file("kept/removed", b"removed")
         .file("kept/changed", b"changed\n")
         .file_of("kept/moved", 0o640, (12, 34), b"moved")
+        .file("kept/alone", b"alone")
+        .xattr_for_next("user.note", "kept")
+        .file("kept/noted", b"noted\n")
         .file("kept/linked", b"linked")
         .hardlink("kept/twin", "kept/linked")
         .dir("replaced")
@@ -38,6 +44,7 @@ pub(crate) fn layered_image(name: &str) -> String {
         .file("gone", b"gone");
     let above = Layer::new()
         .whiteout("gone")
+        .dir("hidden")
         .opaque("hidden")
         .file("hidden/above", b"above")
         .symlink("kept/pointer", "changed");
@@ -67,7 +74,9 @@ impl Writer {
         ];
         engine.docker(words).ok();
         let files = engine.docker(["start", "-a", name]).ok();
-        assert!(files.contains("new/link") && files.contains("written"), "{files}");
+        for text in ["new/link", "written", "the hole is a hole"] {
+            assert!(files.contains(text), "{files}");
+        }
         Self {
             name: name.to_owned(),
             files,

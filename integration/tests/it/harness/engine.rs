@@ -84,6 +84,12 @@ impl Options {
         .arg(name)
     }
 
+    /// Puts the data root on a btrfs of its own, where every driver works (needs root).
+    pub(crate) fn on_btrfs(mut self) -> Self {
+        self.disk = Some(Disk::Btrfs);
+        self
+    }
+
     pub(crate) fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
