@@ -107,6 +107,11 @@ fn measure(arguments: &Storage, context: &Context) -> Result<Report, Failure> {
     let data_root = locks::make_directory("data root", &context.config.data_root)?;
     let scratch = Scratch::open(&data_root)?;
     let outcome = run_all(arguments, &data_root, &scratch, &interrupt.flag());
+    if let Err(Failure::Interrupted) = &outcome {
+        complain(
+            "interrupted; removing what the benchmark made (a second signal leaves that to the next run)",
+        );
+    }
     // Also after an error, and before anything is printed: what is said at the end is true then.
     let closed = match &outcome {
         Ok(report) => scratch.store(report).and(scratch.close()),

@@ -77,7 +77,7 @@ pub struct Problem {
 pub enum Remedy {
     /// `skiffd storage verify --repair`.
     Repair,
-    /// `--repair` takes the damaged blob away, then these commands, with the daemon running, fetch it again.
+    /// `--repair` takes the damaged blob away, then any of these commands, with the daemon running, fetches it again.
     Pull(Vec<String>),
     /// This command, with the daemon running.
     Remove(String),
@@ -143,7 +143,14 @@ impl Problem {
     }
 }
 
-/// The command that fetches an image again.
+/// What brings back something that images with these names need. A tag may stand for another image by now, so only names
+/// with a digest, which pulled images have, are worth a pull; what was committed or loaded here is in no registry.
 fn pull(names: &BTreeSet<String>) -> Remedy {
-    Remedy::Pull(names.iter().map(|name| format!("docker pull {name}")).collect())
+    let pulled = names.iter().filter(|name| name.contains('@'));
+    let commands: Vec<String> = pulled.map(|name| format!("docker pull {name}")).collect();
+    if !commands.is_empty() {
+        return Remedy::Pull(commands);
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    Remedy::Remove(format!("docker rmi {}", names.join(" ")))
 }

@@ -1,5 +1,5 @@
 //! The workloads of `skiffd bench storage` under criterion, for those who change a driver: compares with the last run, and tells
-//! noise from change. `make bench-drivers` runs it in a user namespace, as the drivers run for most people.
+//! noise from change. `scripts/bench.sh drivers` runs it in a user namespace, as the drivers run for most people.
 //!
 //! `SKIFF_BENCH_DIRECTORY` says where, `SKIFF_BENCH_SIZE` (quick, normal, large) how much. Drivers that do not work here
 //! are named and left out.

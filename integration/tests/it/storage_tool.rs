@@ -491,8 +491,8 @@ fn fill_up(file: &Path) {
     let mut file = std::fs::File::create(file).unwrap();
     let mut block = vec![1; 1 << 20];
     while !block.is_empty() {
-        match file.write(&block) {
-            Ok(_) => {}
+        match file.write_all(&block) {
+            Ok(()) => {}
             Err(error) => {
                 assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
                 block.truncate(block.len() / 2);

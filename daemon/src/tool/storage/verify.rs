@@ -195,7 +195,7 @@ fn describe_problem(out: &mut String, problem: &Problem, repair: bool) {
             } else {
                 "skiffd storage verify --repair, then start the daemon and "
             };
-            line(format!("  repair: {first}{}", commands.join("; ")));
+            line(format!("  repair: {first}{}", commands.join(" or ")));
         }
         Remedy::Remove(command) => line(format!("  nothing brings it back: {command}")),
         Remedy::None => {}

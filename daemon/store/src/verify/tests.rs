@@ -10,7 +10,9 @@ use super::*;
 use crate::migrate::{ContainerRecord, Progress};
 use crate::tests::support::{Fixture, TestImage};
 
-const NAME: &str = "docker.io/library/x:1";
+/// As a pull names what it brings.
+const NAME: &str =
+    "docker.io/library/x@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 struct Silent;
 
@@ -158,16 +160,20 @@ fn a_damaged_top_layer_is_unpacked_again() {
 }
 
 #[test]
-fn without_a_good_blob_a_layer_needs_a_pull() {
+fn nobody_can_pull_what_was_made_here() {
     let fixture = Fixture::new();
     let image = TestImage::new(&["base"]);
-    image.pull(&fixture.store, NAME);
+    image.pull(&fixture.store, "docker.io/library/made:1");
     fs::remove_file(fixture.store.blob_path(&image.layers[0].descriptor.digest)).unwrap();
     let mut found = verify(&fixture, &[]);
     let [problem] = &found.problems[..] else {
         panic!("{found:#?}")
     };
     assert_eq!(problem.damage, "it is missing");
+    assert_eq!(
+        problem.remedy,
+        Remedy::Remove("docker rmi docker.io/library/made:1".to_owned())
+    );
     fixture.store.repair(&mut found, &Silent).unwrap();
     assert_eq!(found.unrepaired().count(), 1);
 }
