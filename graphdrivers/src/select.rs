@@ -92,10 +92,13 @@ const DRIVERS: [Driver; 4] = [
 ];
 
 /// Names whose directories show that some engine has used this data root. vfs never counts, as with Docker.
-const PRIOR: [&str; 4] = [overlay2::NAME, fuse_overlayfs::NAME, btrfs::NAME, "zfs"];
+const PRIOR: [&str; 4] = [overlay2::NAME, fuse_overlayfs::NAME, btrfs::NAME, NOT_HERE];
 
 /// Drivers that Docker has removed.
 const REMOVED: [&str; 3] = ["aufs", "devicemapper", "overlay"];
+
+/// A driver of Docker's that this engine does not have.
+const NOT_HERE: &str = "zfs";
 
 /// The drivers there are, in order of priority.
 pub fn drivers() -> impl Iterator<Item = &'static str> {
@@ -160,10 +163,15 @@ fn find(name: &str) -> Result<&'static Driver> {
     }
     DRIVERS.iter().find(|driver| driver.name == name).ok_or_else(|| {
         let known: Vec<&str> = drivers().collect();
-        Error::invalid(format!(
-            "unknown storage driver {name:?}; there are: {}",
-            known.join(", ")
-        ))
+        let known = known.join(", ");
+        Error::invalid(if name == NOT_HERE {
+            format!(
+                "the {name} storage driver is not part of this engine; there are: {known}. What Docker keeps in it stays \
+                 untouched: docker save there and docker load here, in a data root of its own, take the images along"
+            )
+        } else {
+            format!("unknown storage driver {name:?}; there are: {known}")
+        })
     })
 }
 
@@ -177,7 +185,7 @@ fn by_priority(data_root: &Path, options: &StorageOptions<'_>) -> Result<Selecte
                     true => format!("{name} works here"),
                     false => format!("{name}, because others do not work here: {}", refusals.join("; ")),
                 };
-                tracing::info!("[graphdriver] using storage driver {reason}");
+                tracing::info!("[graphdriver] using storage driver: {reason}");
                 options.warn_of_unused(name);
                 return Ok(chosen(driver, reason));
             }
@@ -202,7 +210,7 @@ fn chosen(driver: Arc<dyn GraphDriver>, reason: String) -> Selected {
             .map(|(name, value)| format!("{name}: {value}"))
             .collect();
         tracing::warn!(
-            "vfs makes each layer and each container a whole copy ({})",
+            "[graphdriver] vfs makes each layer and each container a whole copy ({}); it was chosen because: {reason}",
             rows.join(", ")
         );
     }

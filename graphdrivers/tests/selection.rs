@@ -84,7 +84,8 @@ fn two_priors_and_unknown_names_are_refused_in_dockers_words() {
     }
     let error = select(root.path(), Some("zfs"), &[]).unwrap_err().to_string();
     assert!(
-        error.contains("unknown storage driver \"zfs\"") && error.contains("overlay2, btrfs"),
+        error.contains("the zfs storage driver is not part of this engine")
+            && error.contains("overlay2, btrfs"),
         "{error}"
     );
     // A prior driver that is not there is an error too: its images would silently be gone.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Engine, on_both_drivers, registry};
+use crate::harness::{Engine, on_all_drivers, registry};
 
 fn lines(engine: &Engine, container: &str) -> Vec<String> {
     let mut lines: Vec<_> = engine
@@ -16,7 +16,7 @@ fn lines(engine: &Engine, container: &str) -> Vec<String> {
     lines
 }
 
-on_both_drivers! {
+on_all_drivers! {
     fn a_diff_names_what_was_added_changed_and_deleted(engine) {
         let script = "echo hi > /etc/new; echo x >> /etc/passwd; rm /bin/ls; mkdir -p /a/b; touch /a/b/f; chmod 700 /var; \
                       chown 0:0 /bin/cat; rm -r /home; mkdir /home; echo > /home/two; ln -s /nowhere /dangling; rm /etc/os-release";
@@ -35,7 +35,7 @@ on_both_drivers! {
     }
 }
 
-on_both_drivers! {
+on_all_drivers! {
     fn a_container_that_did_nothing_has_no_diff(engine) {
         engine.docker(["create", "--name", "created", &registry().busybox(), "true"]).ok();
         engine.docker(["run", "--name", "ran", &registry().busybox(), "true"]).ok();

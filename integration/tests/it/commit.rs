@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Engine, on_both_drivers, registry};
+use crate::harness::{Engine, on_all_drivers, registry};
 
-on_both_drivers! {
+on_all_drivers! {
     fn a_container_becomes_an_image(engine) {
         let script = "echo hi > /etc/new; rm /bin/ls; mkdir -p /a/b; echo deep > /a/b/c; ln /a/b/c /a/link; chown 5:6 /a/link; \
                       rm -rf /home; mkdir /home; echo again > /home/one";
@@ -36,51 +36,66 @@ on_both_drivers! {
     }
 }
 
-#[test]
-fn nothing_of_what_was_mounted_gets_into_the_image() {
-    let engine = Engine::with_busybox("overlay2");
-    let dir = engine.shared_dir("host");
-    std::fs::write(dir.join("secret"), "x").unwrap();
-    let volume = format!("{}:/mnt/host", dir.display());
-    engine
-        .docker([
-            "run",
-            "--name",
-            "box",
-            "-v",
-            &volume,
-            "--tmpfs",
-            "/scratch",
-            &registry().busybox(),
-            "sh",
-            "-c",
-            "echo > /scratch/x",
-        ])
-        .ok();
-    engine.docker(["commit", "box", "clean:1"]).ok();
-    let file = engine.path().join("e.tar");
-    engine.docker(["create", "--name", "of-it", "clean:1", "sh"]).ok();
-    engine
-        .docker(["export", "-o", &file.display().to_string(), "of-it"])
-        .ok();
-    let mut archive = tar::Archive::new(std::fs::File::open(&file).unwrap());
-    let names: Vec<_> = archive
-        .entries()
-        .unwrap()
-        .map(|e| e.unwrap().path().unwrap().display().to_string())
-        .collect();
-    for unwanted in [
-        "mnt/host/secret",
-        "scratch/x",
-        "etc/hosts",
-        "etc/resolv.conf",
-        "etc/hostname",
-        "dev/console",
-    ] {
-        assert!(
-            !names.iter().any(|name| name == unwanted),
-            "{unwanted} in {names:?}"
-        );
+on_all_drivers! {
+    fn nothing_of_what_was_mounted_gets_into_the_image(engine) {
+        let dir = engine.shared_dir("host");
+        std::fs::write(dir.join("secret"), "x").unwrap();
+        let host = dir.display();
+        // Mounted on what the image has, on what it does not have, a file on a file, and what every container has mounted.
+        let volumes = [
+            format!("{host}:/mnt/host"),
+            format!("{host}/secret:/opt/app/file"),
+            format!("{host}/secret:/etc/passwd"),
+            format!("{host}:/home/guest"),
+        ];
+        let mut words = vec!["run", "--name", "box", "--tmpfs", "/scratch", "--tmpfs", "/var/spool"];
+        words.extend(volumes.iter().flat_map(|volume| ["-v", volume.as_str()]));
+        let busybox = registry().busybox();
+        let script = "echo > /scratch/x; echo > /mnt/host/y; echo z >> /etc/passwd; echo > /home/guest/z; \
+                      echo 'nameserver 192.0.2.1' >> /etc/resolv.conf; echo 192.0.2.2 other >> /etc/hosts; echo own > /own";
+        words.extend([busybox.as_str(), "sh", "-c", script]);
+        engine.docker(words).ok();
+
+        // As with dockerd: places that had to be made are changes, what is mounted on them is not, and what is mounted in
+        // every container is not even that.
+        let mut changed: Vec<_> = engine.docker(["diff", "box"]).ok().lines().map(str::to_owned).collect();
+        changed.sort_by(|a, b| a[2..].cmp(&b[2..]));
+        let expected = [
+            "A /mnt", "A /mnt/host", "A /opt", "A /opt/app", "A /opt/app/file", "A /own", "A /scratch", "C /var",
+            "A /var/spool",
+        ];
+        assert_eq!(changed, expected);
+
+        engine.docker(["commit", "box", "clean:1"]).ok();
+        let size = engine.get("/images/clean:1/history").json()[0]["Size"].clone();
+        assert_eq!(size, "own\n".len(), "the layer holds one small file");
+        let file = engine.path().join("e.tar");
+        engine.docker(["create", "--name", "of-it", "clean:1", "sh"]).ok();
+        engine.docker(["export", "-o", &file.display().to_string(), "of-it"]).ok();
+        let mut archive = tar::Archive::new(std::fs::File::open(&file).unwrap());
+        let mut passwd = String::new();
+        let mut names = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            if name == "etc/passwd" {
+                std::io::Read::read_to_string(&mut entry, &mut passwd).unwrap();
+            }
+            names.push(name);
+        }
+        for unwanted in [
+            "mnt/host/secret",
+            "mnt/host/y",
+            "home/guest/z",
+            "scratch/x",
+            "etc/hosts",
+            "etc/resolv.conf",
+            "etc/hostname",
+            "dev/console",
+        ] {
+            assert!(!names.iter().any(|name| name == unwanted), "{unwanted} in {names:?}");
+        }
+        assert!(names.iter().any(|name| name == "own") && passwd.contains("root"), "{names:?} {passwd}");
     }
 }
 

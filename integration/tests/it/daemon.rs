@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Engine, Options, Owner, PATIENCE, eventually, is_root, registry, require};
+use crate::harness::{Engine, Options, Owner, PATIENCE, eventually, is_root, registry, require, unused_port};
 
 /// Runs the daemon, which is expected to end by itself with an error; gives what it said.
 fn refuses(engine: &Engine, change: impl FnOnce(&mut Command)) -> String {
@@ -342,11 +342,7 @@ fn the_storage_driver_can_be_changed_without_losing_images() {
 #[test]
 fn a_listener_on_tcp_can_be_added() {
     require!(Engine::own(), "gives the daemon its listeners");
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = unused_port();
     let engine = Engine::prepare(Options::default());
     let socket = format!("unix://{}", engine.socket().display());
     let mut engine = engine;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Engine, on_both_drivers, registry};
+use crate::harness::{Engine, on_all_drivers, registry};
 
 fn names(path: &Path) -> BTreeSet<String> {
     let mut archive = tar::Archive::new(fs::File::open(path).unwrap());
@@ -17,7 +17,7 @@ fn names(path: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-on_both_drivers! {
+on_all_drivers! {
     fn an_exported_container_is_imported_as_an_image(engine) {
         let script = "mkdir -p /data; echo kept > /data/file; chown 7:8 /data/file; chmod 4755 /data/file; ln /data/file /data/twin; \
                       ln -s file /data/link; mkfifo /data/fifo; rm /etc/group; touch -d '2001-02-03 04:05:06' /data/link -h";

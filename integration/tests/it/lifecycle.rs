@@ -15,7 +15,8 @@ fn stop_asks_first_and_kills_after_the_time() {
     let engine = Engine::with_busybox("overlay2");
     engine.detached(&["--name", "obedient"], &["sh", "-c", OBEDIENT]);
     engine.wait_for_output("obedient", "ready");
-    assert_eq!(engine.docker(["stop", "obedient"]).ok(), "obedient");
+    // On a busy machine a shell may take long to wake up.
+    assert_eq!(engine.docker(["stop", "-t", "60", "obedient"]).ok(), "obedient");
     assert_eq!(
         engine.inspect(
             "obedient",

@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Compression, Engine, Image, Layer, Options, PATIENCE, digest, eventually, on_both_drivers, registry,
+    Compression, Engine, Image, Layer, Options, PATIENCE, digest, eventually, on_all_drivers, registry,
     require,
 };
 
@@ -48,7 +48,7 @@ fn mixed(name: &str) -> String {
         .push(name)
 }
 
-on_both_drivers! {
+on_all_drivers! {
     fn what_was_saved_is_loaded_again_bit_by_bit(engine) {
         let image = mixed("saved");
         engine.docker(["pull", "-q", &image]).ok();

@@ -225,7 +225,8 @@ fn a_client_that_vanishes_harms_nobody() {
     killed.kill();
     killed.finish();
     eventually("the connections are given back", PATIENCE, || {
-        (open_descriptors(daemon).len() <= before + 2).then_some(())
+        // The way out may begin meanwhile; a connection that leaks does so twenty times.
+        (open_descriptors(daemon).len() <= before + 8).then_some(())
     });
     let mut attach = engine.open(
         "POST",

@@ -123,6 +123,16 @@ impl RootFilesystems for StoredFilesystems {
         .await
     }
 
+    async fn free_space(&self) -> bool {
+        match self.blocking(|this| this.store.purge()).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(%error, "cannot free the space of what was removed");
+                false
+            }
+        }
+    }
+
     async fn keep_only(&self, live: &[String]) -> Result<()> {
         let containers: HashSet<String> = live.iter().cloned().collect();
         let report = self

@@ -225,8 +225,21 @@ impl Containers {
         })
     }
 
-    /// The writable layer first, the record last: only the record makes the container exist.
+    /// On a disk that is full, the space of a container that was removed just now may not be free yet.
     async fn put_on_disk(&self, record: &Record) -> Result<()> {
+        match self.try_on_disk(record).await {
+            Err(error)
+                if error.kind() == crate::ErrorKind::System && self.shared.filesystems.free_space().await =>
+            {
+                tracing::debug!(%error, "trying again after freeing space");
+                self.try_on_disk(record).await
+            }
+            other => other,
+        }
+    }
+
+    /// The writable layer first, the record last: only the record makes the container exist.
+    async fn try_on_disk(&self, record: &Record) -> Result<()> {
         let shared = &self.shared;
         shared.disk.make_directory(&record.id)?;
         let made = async {

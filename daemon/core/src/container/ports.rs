@@ -69,6 +69,12 @@ pub trait RootFilesystems: Send + Sync + 'static {
         Err(Error::not_implemented("these file systems cannot be exported"))
     }
 
+    /// Frees at once the space of what was removed, which is otherwise done in the background; whether there was
+    /// anything to do that for.
+    async fn free_space(&self) -> bool {
+        false
+    }
+
     /// Removes the writable layers of all containers but `live`.
     async fn keep_only(&self, live: &[String]) -> Result<()>;
 }

@@ -525,21 +525,14 @@ impl Engine {
     /// Pid of the daemon: the parent's child that answers, which is the one that is not the keeper.
     pub(crate) fn daemon_pid(&self) -> i32 {
         let (parent, keeper) = (self.parent_pid(), self.keeper_pid());
-        let all = self.owner().processes();
-        let children: Vec<_> = all
-            .iter()
-            .filter(|p| p.parent == parent && p.pid != keeper && !p.zombie)
-            .collect();
-        let daemons: Vec<_> = children
-            .iter()
-            .filter(|p| !p.command.contains("slirp4netns") && !p.command.contains("pasta"))
-            .collect();
-        assert_eq!(
-            daemons.len(),
-            1,
-            "children of the parent {parent} besides the keeper {keeper}: {children:?}"
-        );
-        daemons[0].pid
+        // Another child, such as the way out, looks like its parent until it has executed its own program.
+        let what = format!("the parent {parent} has one child besides the keeper {keeper} and the way out");
+        eventually(&what, PATIENCE, || {
+            let mut daemons = self.owner().processes();
+            daemons.retain(|p| p.parent == parent && p.pid != keeper && !p.zombie);
+            daemons.retain(|p| !p.command.contains("slirp4netns") && !p.command.contains("pasta"));
+            (daemons.len() == 1).then(|| daemons[0].pid)
+        })
     }
 
     /// The engine's and its containers' processes.
@@ -547,9 +540,12 @@ impl Engine {
         self.owner().processes()
     }
 
-    /// kill -9 of one of its processes.
+    /// kill -9 of one of its processes. It may have gone already, with another that was killed before it.
     pub(crate) fn kill_9(&self, pid: i32) {
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(error) => panic!("kill -9 {pid}: {error}"),
+        }
     }
 
     /// Waits for the parent to end.

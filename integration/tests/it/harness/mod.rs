@@ -46,6 +46,41 @@ macro_rules! on_both_drivers {
 }
 pub(crate) use on_both_drivers;
 
+/// Runs a scenario on all four storage drivers, as four tests.
+macro_rules! on_all_drivers {
+    ($($(#[$meta:meta])* fn $name:ident($engine:ident) $body:block)+) => {$(
+        $(#[$meta])*
+        mod $name {
+            use super::*;
+
+            fn scenario($engine: &Engine) $body
+
+            #[test]
+            fn vfs() {
+                scenario(&Engine::with_busybox("vfs"));
+            }
+
+            #[test]
+            fn overlay2() {
+                scenario(&Engine::with_busybox("overlay2"));
+            }
+
+            #[test]
+            fn fuse_overlayfs() {
+                crate::harness::require!(Engine::own(), "chooses the storage driver");
+                scenario(&Engine::with_busybox("fuse-overlayfs"));
+            }
+
+            #[test]
+            fn btrfs() {
+                crate::harness::require!(Engine::own() && crate::harness::is_root(), "only root can mount a btrfs");
+                scenario(&Engine::with_busybox("btrfs"));
+            }
+        }
+    )+};
+}
+pub(crate) use on_all_drivers;
+
 /// Runs a scenario on each of the four storage drivers; it may stop, kill and start the daemon.
 macro_rules! on_every_driver {
     ($($(#[$meta:meta])* fn $name:ident($engine:ident) $body:block)+) => {$(
@@ -135,6 +170,28 @@ pub(crate) fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut()
 
 /// Long enough for anything that should happen on a loaded machine, short enough to see a hang as one.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A TCP port for a server that cannot be handed a listening socket. It lies below those that the kernel gives to
+/// others by itself, so that nobody gets it between this look and the server's start; tests are processes of their own,
+/// and each begins to look elsewhere.
+pub(crate) fn unused_port() -> u16 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first_given: u32 = range
+        .split_whitespace()
+        .next()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(32768);
+    let (low, high) = if first_given > 12_000 {
+        (10_000, first_given)
+    } else {
+        (61_000, 65_535)
+    };
+    let start = std::process::id().wrapping_mul(7) % (high - low);
+    (0..high - low)
+        .map(|n| u16::try_from(low + (start + n) % (high - low)).unwrap())
+        .find(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok())
+        .expect("a free port")
+}
 
 /// A number from the environment, for the length of the loops (`SKIFF_TEST_RUNS`, `SKIFF_TEST_ROUNDS`, …).
 pub(crate) fn number(name: &str, default: u64) -> u64 {

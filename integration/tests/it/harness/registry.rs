@@ -2,14 +2,14 @@
 //! one with a password file that a test starts for itself.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
 use super::http::{Exchange, Response, query};
 use super::image::{Built, MANIFEST};
-use super::{PATIENCE, eventually, this_machine};
+use super::{PATIENCE, eventually, this_machine, unused_port};
 
 /// A registry on this machine, over plain HTTP.
 #[derive(Debug, Clone)]
@@ -115,12 +115,7 @@ impl PasswordRegistry {
             .unwrap();
         assert!(hashed.status.success(), "htpasswd");
         fs::write(path.join("htpasswd"), hashed.stdout).unwrap();
-        // The port is free now; docker-registry cannot be handed a listening socket.
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = unused_port();
         let config = format!(
             "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {0}/data}}}}\nhttp: {{addr: \":{port}\"}}\n\
