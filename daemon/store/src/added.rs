@@ -70,6 +70,9 @@ impl Store {
         {
             return Err(Error::not_found(format!("parent layer {parent} does not exist")));
         }
+        // The driver would make it, and nobody could use it.
+        self.check_depth(1 + self.layers_to(parent)?)
+            .map_err(|failed| failed.error)?;
         let number = self.holdings().fresh_id();
         let active = ActiveId::new(format!("{UNPACK_PREFIX}new-{number}"))?;
         self.prepare_for_unpack(&active, parent)?;
@@ -86,6 +89,20 @@ impl Store {
         }
         self.holdings().actives.remove(&active);
         done
+    }
+
+    /// How many layers a chain that ends with `top` has.
+    fn layers_to(&self, top: Option<&LayerId>) -> Result<usize> {
+        let mut layers = 0;
+        let mut next = top.cloned();
+        while let Some(record) = next.and_then(|layer| self.layer(&layer)) {
+            layers += 1;
+            next = record
+                .parent
+                .map(|parent| LayerId::new(parent.to_string()))
+                .transpose()?;
+        }
+        Ok(layers)
     }
 
     fn fill_and_keep<R: Read + Send>(

@@ -115,7 +115,7 @@ impl Store {
     }
 
     /// Said before the first layer is unpacked, not when the last one is to be put on the others.
-    fn check_depth(&self, layers: usize) -> Result<(), ChainFailed> {
+    pub(crate) fn check_depth(&self, layers: usize) -> Result<(), ChainFailed> {
         match self.inner.driver.capabilities().max_depth {
             Some(max) if layers > max => Err(ChainFailed {
                 index: max,

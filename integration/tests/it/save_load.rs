@@ -286,6 +286,170 @@ fn a_reader_that_leaves_in_the_middle_of_a_save_disturbs_nobody() {
     assert_eq!(engine.docker(["images", "-aq"]).ok(), "");
 }
 
+/// Loads, commits and imports more than there is room for; then less.
+fn on_a_full_disk(driver: &str) {
+    require!(
+        Engine::own() && crate::harness::is_root(),
+        "mounts a small file system for the data root"
+    );
+    let noise: Vec<u8> = (0..30_000_000_u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 11).to_le_bytes()[0])
+        .collect();
+    let elsewhere = Engine::with_busybox("overlay2");
+    let large = Image::busybox()
+        .packed_layer(Layer::new().file("noise", &noise), Compression::Plain)
+        .push(&format!("larger-than-the-disk-{driver}"));
+    elsewhere.docker(["pull", "-q", &large]).ok();
+    let file = |name: &str| elsewhere.path().join(name).display().to_string();
+    let busybox = registry().busybox();
+    for (name, image) in [("large", &large), ("small", &busybox)] {
+        elsewhere.docker(["save", "-o", &file(name), image]).ok();
+    }
+    drop(noise);
+
+    let engine = Engine::start_with(Options::driver(driver).data_root_of_mib(24));
+    let nothing_is_left = || {
+        assert_eq!(
+            engine.docker(["images", "-aq"]).ok(),
+            "",
+            "nothing half-registered"
+        );
+        let blobs = fs::read_dir(engine.data_root().join("image/blobs/sha256")).unwrap();
+        assert_eq!((ingest(&engine), blobs.count()), (Vec::new(), 0));
+    };
+    for words in [&["load", "-q", "-i"][..], &["import"]] {
+        let words = words.iter().map(|word| (*word).to_owned()).chain([file("large")]);
+        engine.docker(words).run().code(1).says("no space left on device");
+        nothing_is_left();
+    }
+    // What the failed ones took is free again.
+    engine.docker(["load", "-q", "-i", &file("small")]).ok();
+    // Room for the container's files, not for them and a layer of them and its blob.
+    let script = "dd if=/dev/urandom of=/noise bs=1M count=8 2>/dev/null";
+    let words = [
+        "run",
+        "--name",
+        "box",
+        "--network",
+        "none",
+        &busybox,
+        "sh",
+        "-c",
+        script,
+    ];
+    engine.docker(words).ok();
+    let images = engine.docker(["images", "-aq"]).ok();
+    let refused = engine.docker(["commit", "box", "too:large"]).run();
+    refused.code(1).says("no space left on device");
+    assert_eq!(engine.docker(["images", "-aq"]).ok(), images);
+    assert_eq!(ingest(&engine), Vec::<PathBuf>::new());
+    assert!(
+        engine.docker(["diff", "box"]).ok().contains("A /noise"),
+        "the container is as it was"
+    );
+    engine.docker(["rm", "box"]).ok();
+    engine.busybox(&["--network", "none"], &["true"]).run().code(0);
+}
+
+#[test]
+fn a_full_disk_ends_a_load_an_import_and_a_commit_overlay2() {
+    on_a_full_disk("overlay2");
+}
+
+#[test]
+fn a_full_disk_ends_a_load_an_import_and_a_commit_vfs() {
+    on_a_full_disk("vfs");
+}
+
+/// Owners that do not exist here: folded with one line, and the archive says again what it said.
+fn squashed_and_restored(driver: &str) {
+    require!(
+        Engine::own() && crate::harness::is_root(),
+        "needs an account with a known range of ids"
+    );
+    let engine = Engine::start_with(
+        Options::driver(driver)
+            .arg("--storage-opt")
+            .arg("oversized-ids=squash"),
+    );
+    let image = Image::busybox()
+        .layer(
+            Layer::new()
+                .file_of("far", 0o4755, (700_000, 800_000), b"x")
+                .file_of("half", 0o644, (5, 800_000), b"y")
+                .file_of("near", 0o644, (5, 6), b"z"),
+        )
+        .push(&format!("far-owners-{driver}"));
+    let warning = "Warning: 2 files have owners outside of the user namespace; they belong to 65536:65536 here \
+                   (--storage-opt oversized-ids=squash)";
+    let told = engine.docker(["pull", &image]).ok();
+    assert_eq!(told.matches("Warning: ").count(), 1, "{told}");
+    assert!(told.contains(warning), "{told}");
+    let look = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        &image,
+        "stat",
+        "-c",
+        "%u:%g",
+        "/far",
+        "/half",
+        "/near",
+    ];
+    assert_eq!(engine.docker(look).ok(), "65536:65536\n5:65536\n5:6");
+
+    let file = |name: &str| engine.path().join(name).display().to_string();
+    engine.docker(["save", "-o", &file("first"), &image]).ok();
+    engine.docker(["rmi", &image]).ok();
+    let told = engine.docker(["load", "-i", &file("first")]).ok();
+    assert_eq!(told, format!("{warning}\nLoaded image: {image}"));
+    engine.docker(["save", "-o", &file("second"), &image]).ok();
+    assert!(
+        fs::read(file("first")).unwrap() == fs::read(file("second")).unwrap(),
+        "byte-identical"
+    );
+
+    // A layer that is made here has the real owners, too.
+    let words = [
+        "run",
+        "--name",
+        "box",
+        "--network",
+        "none",
+        &image,
+        "sh",
+        "-c",
+        "echo more >> /far",
+    ];
+    engine.docker(words).ok();
+    engine.docker(["commit", "box", "made:here"]).ok();
+    engine.docker(["save", "-o", &file("third"), "made:here"]).ok();
+    let inside = members(Path::new(&file("third")));
+    let layers = document(&inside, "manifest.json")[0]["Layers"].clone();
+    let top = &inside[layers.as_array().unwrap().last().unwrap().as_str().unwrap()];
+    let mut top = tar::Archive::new(flate2::read::GzDecoder::new(&top[..]));
+    let owners: Vec<_> = top
+        .entries()
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|entry| entry.path().unwrap().ends_with("far"))
+        .map(|entry| (entry.header().uid().unwrap(), entry.header().gid().unwrap()))
+        .collect();
+    assert_eq!(owners, [(700_000, 800_000)]);
+}
+
+#[test]
+fn owners_outside_of_the_map_are_squashed_and_restored_overlay2() {
+    squashed_and_restored("overlay2");
+}
+
+#[test]
+fn owners_outside_of_the_map_are_squashed_and_restored_btrfs() {
+    squashed_and_restored("btrfs");
+}
+
 /// Runs a tool; its standard output.
 fn tool(words: &[&str]) -> Vec<u8> {
     let done = Command::new(words[0])
@@ -461,7 +625,9 @@ fn killed_at_any_instant_of_a_load_or_a_commit() {
     require!(Engine::own(), "kills the daemon");
     let archives = tempfile::tempdir().unwrap();
     crate::crash::killed_at_any_instant("overlay2", 300, |engine, round| {
-        let left = ingest(engine);
+        let mut left = ingest(engine);
+        // Documents whose digest was known are kept for who writes the same again, as interrupted downloads are.
+        left.retain(|path| path.extension().is_some_and(|suffix| suffix == "staged"));
         assert!(
             left.is_empty(),
             "what was staged goes at the next start: {left:?}"

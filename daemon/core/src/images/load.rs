@@ -10,8 +10,8 @@
 //! `kill -9` at the next start.
 
 use std::io::{self, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use skiff_registry_client::{Platform, Reference};
@@ -19,7 +19,7 @@ use skiff_store::{ChainLayer, Descriptor, Digest, Image, Registration, StopToken
 use tokio::sync::mpsc;
 
 use super::docker_archive::{ArchivedImage, Staged};
-use super::pull::{StopOnDrop, blocking, settle};
+use super::pull::{StopOnDrop, blocking, note_squashed, settle, squashed_warning};
 use super::{Progress, Shared, convert};
 use crate::error::{Error, Result};
 use crate::pipe::{ByteSource, ByteStream};
@@ -127,10 +127,17 @@ impl Loading {
             .map(|(diff_id, blob)| Line::new(self, *diff_id, blob))
             .collect();
         let open = |index: usize| lines[index].open(store, &self.stop);
-        let done = |index: usize, _: &skiff_store::LayerRecord| lines[index].finish();
+        let squashed = Mutex::new(None);
+        let done = |index: usize, record: &skiff_store::LayerRecord| {
+            lines[index].finish();
+            note_squashed(&squashed, record);
+        };
         store
             .unpack_chain(&chain, &self.stop, open, done)
             .map_err(|failed| Error::from(failed.error))?;
+        if let Some(squashed) = squashed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            self.say(squashed_warning(&squashed) + "\n");
+        }
         Ok(known)
     }
 

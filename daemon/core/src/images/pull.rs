@@ -284,12 +284,8 @@ impl Pull<'_> {
             return Err(self.explain(failed, layers).await);
         }
         let squashed = squashed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Squashed { files, uid, gid }) = squashed {
-            let text = format!(
-                "Warning: {files} files have owners outside of the user namespace; they belong to {uid}:{gid} here \
-                 (--storage-opt oversized-ids=squash)"
-            );
-            self.reporter.say(text, None).await;
+        if let Some(squashed) = squashed {
+            self.reporter.say(squashed_warning(&squashed), None).await;
         }
         Ok(())
     }
@@ -486,8 +482,17 @@ async fn readable(mut phases: watch::Receiver<Phase>) -> skiff_store::Result<Opt
     Err(skiff_store::Error::new(skiff_store::ErrorKind::Io, text))
 }
 
+/// The one line about owners that do not exist here.
+pub(super) fn squashed_warning(squashed: &Squashed) -> String {
+    let Squashed { files, uid, gid } = squashed;
+    format!(
+        "Warning: {files} files have owners outside of the user namespace; they belong to {uid}:{gid} here \
+         (--storage-opt oversized-ids=squash)"
+    )
+}
+
 /// Adds up what was folded.
-fn note_squashed(sum: &Mutex<Option<Squashed>>, record: &LayerRecord) {
+pub(super) fn note_squashed(sum: &Mutex<Option<Squashed>>, record: &LayerRecord) {
     let Some(squashed) = &record.squashed else { return };
     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
     match &mut *sum {

@@ -55,6 +55,30 @@ fn a_plain_stream_is_kept_as_gzip_and_a_compressed_one_as_it_came() {
 }
 
 #[test]
+fn a_layer_that_nothing_could_be_mounted_on_is_not_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = Arc::new(super::layered::Layered::open(&directory.path().join("driver")));
+    let store = crate::Store::open(&directory.path().join("image"), driver).unwrap();
+    let max = store.driver().capabilities().max_depth.unwrap();
+    let mut below: Option<crate::AddedLayer> = None;
+    for n in 0..max {
+        let parent = below.as_ref().map(|below| &below.chain);
+        below = Some(store.add_layer(parent, &layer(&n.to_string()).bytes[..]).unwrap());
+    }
+    let top = below.unwrap();
+    let error = store
+        .add_layer(Some(&top.chain), &layer("too much").bytes[..])
+        .unwrap_err();
+    assert!(
+        error.to_string().starts_with(&format!(
+            "max depth exceeded: layered mounts at most {max} layers"
+        )),
+        "{error}"
+    );
+    assert_eq!(store.driver().list().unwrap().len(), max);
+}
+
+#[test]
 fn a_stream_that_fails_leaves_nothing() {
     let fixture = Fixture::new();
     struct Breaking(io::Cursor<Vec<u8>>);
