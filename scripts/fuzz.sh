@@ -13,5 +13,7 @@ fi
 mkdir -p "corpus/$target"
 features=()
 [[ $target == reference ]] && features=(--features registry)
+# Not for leaks: after an error a scoped thread may still be on its way out when they are counted, and its thread-local
+# destructors' list is taken for one.
 # Anything a layer may do, it does inside of a temporary directory; in memory it does it faster.
-exec env TMPDIR=/dev/shm cargo +nightly fuzz run "${features[@]}" "$target" "corpus/$target" "$seeds" -- -max_total_time="$seconds" -max_len=65536
+exec env TMPDIR=/dev/shm cargo +nightly fuzz run "${features[@]}" "$target" "corpus/$target" "$seeds" -- -max_total_time="$seconds" -max_len=65536 -detect_leaks=0
