@@ -75,18 +75,20 @@ impl<'a> Exercise<'a> {
         Ok(())
     }
 
-    /// Looks at what [`Exercise::run`] left in the upper directory; after the mount is gone.
+    /// Looks at what [`Exercise::run`] left in the upper directory; after the mount is gone. An opaque directory has the
+    /// attribute, or else the file.
     ///
     /// # Errors
     /// `Unsupported`.
-    pub(crate) fn check_upper(&self, opaque_attribute: &str) -> Result<()> {
+    pub(crate) fn check_upper(&self, opaque_attribute: &str, opaque_file: Option<&str>) -> Result<()> {
         let upper = self.place.join("upper");
         let whiteout = fs::symlink_metadata(upper.join("deleted"))
             .is_ok_and(|m| m.file_type().is_char_device() && m.rdev() == 0);
         self.check(whiteout, "a deletion leaves no whiteout")?;
-        let opaque = xattr::get(upper.join("hidden"), opaque_attribute).ok().flatten();
+        let hidden = upper.join("hidden");
+        let opaque = xattr::get(&hidden, opaque_attribute).ok().flatten();
         self.check(
-            opaque.as_deref() == Some(b"y"),
+            opaque.as_deref() == Some(b"y") || opaque_file.is_some_and(|name| hidden.join(name).exists()),
             "a replaced directory is not marked opaque",
         )
     }

@@ -60,7 +60,7 @@ impl FuseOverlayfs {
         let data_root = root.parent().unwrap_or(Path::new("/"));
         let works = probe::probe(data_root, &options)?;
         Ok(Self {
-            layered: Layered::open(NAME, root, WhiteoutFormat::OverlayUser, MAX_DEPTH)?,
+            layered: Layered::open(NAME, root, WhiteoutFormat::FuseOverlayfs, MAX_DEPTH)?,
             program: options.program,
             extra: options.mount_options,
             volatile: works.volatile,

@@ -23,7 +23,7 @@ use crate::differ::DiffTree;
 use crate::error::{Error, Result, show};
 use crate::root::{directory_flags, names};
 use crate::walk::{below, is_same};
-use crate::whiteout::{is_opaque, is_whiteout_device, stat_at};
+use crate::whiteout::{is_mark, is_opaque, is_whiteout_device, stat_at};
 
 /// The layers below a tree, as directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +173,9 @@ impl Scan<'_> {
             all.extend(old);
         }
         for name in all {
+            if self.upper.is_some_and(|format| is_mark(&name, format)) {
+                continue;
+            }
             below(path, &name, |path| {
                 if self.without.contains(path) {
                     return Ok(());

@@ -75,6 +75,9 @@ pub enum WhiteoutFormat {
     OverlayTrusted,
     /// overlayfs with `userxattr`: character device 0:0, opaque directories by `user.overlay.opaque`.
     OverlayUser,
+    /// The same as written here. Read, it is also what fuse-overlayfs (1.10 to 2.0) writes as an ordinary user: an opaque
+    /// directory may have a file `.wh..wh..opq` instead, and no name that begins with `.wh.` is the container's.
+    FuseOverlayfs,
 }
 
 /// What to check and to report while unpacking.

@@ -17,7 +17,7 @@ use crate::differ::DiffTree;
 use crate::error::{Error, ErrorKind, Result, show};
 use crate::name::{OPAQUE_NAME, WHITEOUT_PREFIX};
 use crate::root::{directory_flags, names};
-use crate::whiteout::{is_opaque, is_whiteout_device, stat_at};
+use crate::whiteout::{is_mark, is_opaque, is_whiteout_device, stat_at};
 use crate::xattrs::{self, Place};
 
 /// Room that a tree takes.
@@ -253,7 +253,7 @@ fn native(
 ) -> Result<()> {
     let mut items = Vec::new();
     for name in names(directory).map_err(|e| failed("read directory", path, e))? {
-        if cannot_be_named(path, &name) {
+        if is_mark(&name, format) || cannot_be_named(path, &name) {
             continue;
         }
         let stat = stat_at(directory, &name).map_err(|e| failed("stat", &name, e))?;

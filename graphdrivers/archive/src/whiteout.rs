@@ -21,6 +21,11 @@ pub(crate) const OPAQUE_TRUSTED: &str = "trusted.overlay.opaque";
 /// The same for mounts with `userxattr`.
 pub(crate) const OPAQUE_USER: &str = "user.overlay.opaque";
 
+/// What fuse-overlayfs puts into an opaque directory when it has no privilege: AUFS's mark, which it shows to nobody.
+const OPAQUE_FILE: &[u8] = b".wh..wh..opq";
+/// How all such names begin.
+const MARK_PREFIX: &[u8] = b".wh.";
+
 /// Records deletions.
 #[derive(Debug)]
 pub(crate) struct Whiteouts {
@@ -138,19 +143,32 @@ pub(crate) fn is_whiteout_device(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// Whether overlayfs sees the open directory as opaque.
+/// Whether the overlay sees the open directory as opaque.
 pub(crate) fn is_opaque(directory: impl AsFd, format: WhiteoutFormat) -> Result<bool, Errno> {
     let attribute = match format {
         WhiteoutFormat::Delete => return Ok(false),
         WhiteoutFormat::OverlayTrusted => OPAQUE_TRUSTED,
-        WhiteoutFormat::OverlayUser => OPAQUE_USER,
+        WhiteoutFormat::OverlayUser | WhiteoutFormat::FuseOverlayfs => OPAQUE_USER,
     };
     let mut value = [0u8; 8];
-    match fs::fgetxattr(directory, attribute, &mut value[..]) {
-        Ok(n) => Ok(&value[..n] == b"y"),
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(false),
+    match fs::fgetxattr(&directory, attribute, &mut value[..]) {
+        Ok(n) if &value[..n] == b"y" => return Ok(true),
+        Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => {}
+        Err(errno) => return Err(errno),
+    }
+    if format != WhiteoutFormat::FuseOverlayfs {
+        return Ok(false);
+    }
+    match stat_at(directory, OPAQUE_FILE) {
+        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile),
+        Err(Errno::NOENT) => Ok(false),
         Err(errno) => Err(errno),
     }
+}
+
+/// Whether a name on disk is book-keeping of this format and nothing that a container has.
+pub(crate) fn is_mark(name: &[u8], format: WhiteoutFormat) -> bool {
+    format == WhiteoutFormat::FuseOverlayfs && name.starts_with(MARK_PREFIX)
 }
 
 /// What a name in a directory is, without following it.

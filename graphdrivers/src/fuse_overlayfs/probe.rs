@@ -64,7 +64,7 @@ pub(super) fn probe(data_root: &Path, options: &Options) -> Result<Works> {
     }
     exercise.run()?;
     mounter::detach(&merged)?;
-    exercise.check_upper("user.overlay.opaque")?;
+    exercise.check_upper("user.overlay.opaque", Some(".wh..wh..opq"))?;
     Ok(Works {
         volatile,
         backing: backing::name(place),

@@ -99,7 +99,7 @@ fn attempt(place: &Path, userxattr: bool, extra: &[String]) -> Result<Works> {
     } else {
         "trusted.overlay.opaque"
     };
-    exercise.check_upper(attribute)?;
+    exercise.check_upper(attribute, None)?;
     try_extra(&overlay, extra, &merged)?;
     Ok(Works {
         userxattr,

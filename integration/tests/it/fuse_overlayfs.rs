@@ -258,3 +258,45 @@ fn refusals_name_the_option() {
         done.fails().says(text);
     }
 }
+
+/// The well-known program (Debian's), as people have it: what containers change through it is a layer like any other.
+#[test]
+fn the_well_known_program_can_serve() {
+    const PROGRAM: &str = "/usr/bin/fuse-overlayfs";
+    require!(Engine::own(), "chooses the storage driver");
+    require!(
+        std::path::Path::new(PROGRAM).exists(),
+        "fuse-overlayfs is missing"
+    );
+    let engine = Engine::start_with(
+        Options::driver("fuse-overlayfs")
+            .arg("--storage-opt")
+            .arg(&format!("fuse-overlayfs.mount_program={PROGRAM}")),
+    );
+    engine.docker(["pull", "-q", &registry().busybox()]).ok();
+    let script =
+        "rm /etc/group; mkdir /d; echo new >/d/new; ln /d/new /d/linked; rm -r /var; mkdir /var; sleep 1000";
+    engine.detached(&["--name", "box"], &["sh", "-c", script]);
+    let server = server_of(&engine, "box");
+    assert!(server.command.starts_with(PROGRAM), "{server:?}");
+    let lines = || {
+        let shown = engine.docker(["diff", "box"]).ok();
+        shown.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let expected = ["D /etc/group", "A /d/new", "A /d/linked"];
+    eventually("the changes are seen", PATIENCE, || {
+        let lines = lines();
+        expected
+            .iter()
+            .all(|line| lines.iter().any(|other| other == line))
+            .then_some(())
+    });
+    engine.docker(["commit", "box", "committed"]).ok();
+    engine.docker(["rm", "-f", "box"]).ok();
+    engine.wait_until_gone(server.pid);
+    let look = "test ! -e /etc/group && cat /d/linked && stat -c %h /d/new";
+    let seen = engine
+        .docker(["run", "--rm", "--network", "none", "committed", "sh", "-c", look])
+        .ok();
+    assert_eq!(seen, "new\n2");
+}
