@@ -14,7 +14,7 @@ use skiff_core::runtime::{AttachStreams, StdStream};
 use super::connection::{Awaits, Connection};
 use super::poll::{self, Flags, Poll};
 use super::streams::{Chunk, Sink, Source};
-use super::task::Task;
+use super::task::{DRAIN_LIMIT, Task};
 use crate::logs::writer::LogWriter;
 use crate::protocol::{Envelope, Failure, FailureKind, FrameType, Request, Response, VERSION};
 
@@ -41,6 +41,8 @@ pub(super) struct Shim {
     buffer: Vec<u8>,
     /// When to report the end even though the streams have not ended.
     pub(super) drain_until: Option<Instant>,
+    /// The latest `drain_until` may become.
+    pub(super) drain_at_most: Option<Instant>,
     /// When to give up waiting for questions after the end.
     pub(super) linger_until: Option<Instant>,
     /// The loop ends.
@@ -70,6 +72,7 @@ impl Shim {
             log: None,
             buffer: Vec::new(),
             drain_until: None,
+            drain_at_most: None,
             linger_until: None,
             finished: false,
         };
@@ -338,6 +341,10 @@ impl Shim {
 
     /// Gives the first `count` bytes of the buffer to the log and to whoever is attached.
     fn deliver(&mut self, stream: StdStream, count: usize) {
+        if self.drain_until.is_some() {
+            let later = Instant::now() + DRAIN_LIMIT;
+            self.drain_until = Some(self.drain_at_most.map_or(later, |most| later.min(most)));
+        }
         let bytes = &self.buffer[..count];
         if let Some(log) = &mut self.log {
             log.write(stream, bytes);

@@ -19,8 +19,11 @@ use super::{embedded, external};
 use crate::paths;
 use crate::protocol::{Failure, FailureKind, Phase, Response};
 
-/// How long the end is held back for output that a slow client keeps from being read; Docker waits as long.
-const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// How long the end is held back for output that a slow client keeps from being read; Docker waits as long. It begins
+/// anew with each piece that is read, so that a busy machine loses nothing.
+pub(super) const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// How long it is held back in all: a process outside of the container's namespace may hold its output and write on.
+const DRAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// What the shim knows of its task.
 #[derive(Default)]
@@ -178,7 +181,9 @@ impl Shim {
             self.report_end();
         } else {
             // What it wrote last is still in the pipes; in the usual case they end at once.
-            self.drain_until = Some(Instant::now() + DRAIN_LIMIT);
+            let now = Instant::now();
+            self.drain_until = Some(now + DRAIN_LIMIT);
+            self.drain_at_most = Some(now + DRAIN_AT_MOST);
         }
     }
 
