@@ -221,11 +221,14 @@ mod tests {
         let target = tempfile::tempdir().unwrap();
         // $0 is the target, the last word.
         let mut child = Command::new("/bin/sh")
-            .args(["-c", "read wait; exit", "lowerdir=/x"])
+            .args(["-c", "echo; read wait; exit", "lowerdir=/x"])
             .arg(target.path())
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        // The kernel lets the caller of execve go on before the new command line can be read.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let found = server_of(target.path()).map(|(pid, _)| pid);
         assert_eq!(found, Some(child.id()));
         drop(child.stdin.take());
