@@ -75,12 +75,16 @@ pub fn close_inherited_descriptors() {
 /// its table. If the serving threads' descriptor of `/dev/fuse` is in that table, the connection is never closed and
 /// the process can never end. So either side calls this first, and opens what it needs afterwards.
 ///
-/// Threads that the caller starts share the new table. Descriptors that other threads own stay open for them; the caller
+/// All signals are blocked for the thread: their handlers belong to the process and use its descriptors (a runtime's pipe
+/// that wakes it, say), which would be others here or none.
+///
+/// Threads that the caller starts share the new table and the mask. Descriptors that other threads own stay open for them; the caller
 /// must not own any yet.
 ///
 /// # Errors
 /// `ENOMEM`; before Linux 5.9 also what reading `/proc/thread-self/fd` says.
 pub fn unshare_descriptors() -> io::Result<()> {
+    nix::sys::signal::SigSet::all().thread_block()?;
     // SAFETY: with CLOSE_RANGE_UNSHARE the table is copied first and only the copy is emptied, so no descriptor that
     // another thread owns is closed; that this thread owns none is the caller's part.
     let done = unsafe {
@@ -186,9 +190,13 @@ mod tests {
         let seen = link.clone();
         let there = std::thread::spawn(move || {
             unshare_descriptors().unwrap();
-            std::fs::read_link(seen).is_ok()
+            let blocked = nix::sys::signal::SigSet::thread_get_mask().unwrap();
+            (
+                std::fs::read_link(seen).is_ok(),
+                blocked.contains(nix::sys::signal::Signal::SIGINT),
+            )
         });
-        assert!(!there.join().unwrap());
+        assert_eq!(there.join().unwrap(), (false, true));
         assert!(std::fs::read_link(link).is_ok());
     }
 
