@@ -11,6 +11,7 @@ need nsenter util-linux          # the recipe that enters the daemon's namespace
 need htpasswd apache2-utils      # a registry with passwords
 need skopeo skopeo               # archives of images, in both directions
 need podman podman               # the same
+need fuse-overlayfs fuse-overlayfs   # as the mount program of the driver of that name
 need xz xz-utils                 # compressed archives
 need bzip2 bzip2
 need mkfs.ext4 e2fsprogs         # a disk small enough to fill

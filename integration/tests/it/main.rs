@@ -51,6 +51,8 @@ mod security;
 #[cfg(test)]
 mod storage_tool;
 #[cfg(test)]
+mod storage_verify;
+#[cfg(test)]
 mod streams;
 #[cfg(test)]
 mod system_df;

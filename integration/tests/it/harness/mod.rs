@@ -23,24 +23,31 @@ pub(crate) use registry::{PasswordRegistry, registry};
 
 use std::time::{Duration, Instant};
 
-/// Runs a scenario on both storage drivers, as two tests.
+/// One test a storage driver; `scenario` takes its name.
+macro_rules! driver_tests {
+    ($($test:ident: $driver:literal),+) => {$(
+        #[test]
+        fn $test() {
+            scenario($driver);
+        }
+    )+};
+}
+pub(crate) use driver_tests;
+
+/// Runs a scenario on both storage drivers that work everywhere, as two tests.
 macro_rules! on_both_drivers {
     ($($(#[$meta:meta])* fn $name:ident($engine:ident) $body:block)+) => {$(
         $(#[$meta])*
         mod $name {
             use super::*;
 
-            fn scenario($engine: &Engine) $body
+            fn on($engine: &Engine) $body
 
-            #[test]
-            fn vfs() {
-                scenario(&Engine::with_busybox("vfs"));
+            fn scenario(driver: &str) {
+                on(&Engine::with_busybox(driver));
             }
 
-            #[test]
-            fn overlay2() {
-                scenario(&Engine::with_busybox("overlay2"));
-            }
+            crate::harness::driver_tests!(vfs: "vfs", overlay2: "overlay2");
         }
     )+};
 }
@@ -53,29 +60,18 @@ macro_rules! on_all_drivers {
         mod $name {
             use super::*;
 
-            fn scenario($engine: &Engine) $body
+            fn on($engine: &Engine) $body
 
-            #[test]
-            fn vfs() {
-                scenario(&Engine::with_busybox("vfs"));
+            fn scenario(driver: &str) {
+                let everywhere = ["vfs", "overlay2"].contains(&driver);
+                crate::harness::require!(everywhere || Engine::own(), "chooses the storage driver");
+                crate::harness::require!(driver != "btrfs" || crate::harness::is_root(), "only root can mount a btrfs");
+                on(&Engine::with_busybox(driver));
             }
 
-            #[test]
-            fn overlay2() {
-                scenario(&Engine::with_busybox("overlay2"));
-            }
-
-            #[test]
-            fn fuse_overlayfs() {
-                crate::harness::require!(Engine::own(), "chooses the storage driver");
-                scenario(&Engine::with_busybox("fuse-overlayfs"));
-            }
-
-            #[test]
-            fn btrfs() {
-                crate::harness::require!(Engine::own() && crate::harness::is_root(), "only root can mount a btrfs");
-                scenario(&Engine::with_busybox("btrfs"));
-            }
+            crate::harness::driver_tests!(
+                vfs: "vfs", overlay2: "overlay2", fuse_overlayfs: "fuse-overlayfs", btrfs: "btrfs"
+            );
         }
     )+};
 }
@@ -96,25 +92,9 @@ macro_rules! on_every_driver {
                 $body
             }
 
-            #[test]
-            fn vfs() {
-                scenario("vfs");
-            }
-
-            #[test]
-            fn overlay2() {
-                scenario("overlay2");
-            }
-
-            #[test]
-            fn fuse_overlayfs() {
-                scenario("fuse-overlayfs");
-            }
-
-            #[test]
-            fn btrfs() {
-                scenario("btrfs");
-            }
+            crate::harness::driver_tests!(
+                vfs: "vfs", overlay2: "overlay2", fuse_overlayfs: "fuse-overlayfs", btrfs: "btrfs"
+            );
         }
     )+};
 }
