@@ -109,6 +109,29 @@ impl Mounter {
         Ok(())
     }
 
+    /// Counts the use of a mount that somebody has had since before this mounter, and watches its server if it has one.
+    /// Nothing happens when nothing is mounted.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn take_over(&self, target: &Path) -> Result<()> {
+        let target = match resolve(target) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        let slot = self.slot(&target);
+        let mut count = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if *count == 0
+            && let Some(found) = mounted(&target)?
+        {
+            if found.starts_with("fuse") {
+                self.watch_server(&target);
+            }
+            *count = 1;
+        }
+        Ok(())
+    }
+
     /// How many references `target` has.
     pub fn references(&self, target: &Path) -> usize {
         let Ok(target) = resolve(target) else { return 0 };
@@ -116,6 +139,12 @@ impl Mounter {
         let slot = targets.get(&target).cloned();
         drop(targets);
         slot.map_or(0, |slot| *slot.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Why what is mounted on `target` answers with errors: the server of a FUSE mount died, which a watch has seen. A
+    /// sentence for users; the mount itself is not asked, so that a server that hangs does not hold up the caller.
+    pub fn trouble(&self, target: &Path) -> Option<String> {
+        self.watch.obituary(&resolve(target).ok()?)
     }
 
     /// Takes a FUSE mount away that nobody serves any more; whoever uses it keeps getting errors.
@@ -129,11 +158,15 @@ impl Mounter {
         Ok(true)
     }
 
-    /// From now on the death of the server is logged. Nothing else depends on it.
+    /// From now on the death of the server is logged, and known to [`Mounter::trouble`].
     fn watch_server(&self, target: &Path) {
-        if let Some((pid, process)) = fuse::server_of(target)
-            && let Err(error) = self.watch.add(target, pid, process)
-        {
+        let watched = match fuse::server_of(target) {
+            Some((pid, process)) => self.watch.add(target, pid, process),
+            None if !fuse::is_alive(target) => self.watch.found_dead(target),
+            // Threads of this process.
+            None => Ok(()),
+        };
+        if let Err(error) = watched {
             tracing::warn!(target = %target.display(), %error, "cannot watch the server of a FUSE mount");
         }
     }

@@ -97,7 +97,11 @@ pub(crate) async fn inspect(State(app): State<App>, Path(id): Path<String>, para
         None
     };
     let graph = app.engine.containers.graph_data(&view.record).await;
-    Ok(answer::ok(&wire::container::Inspect::new(&view, size, &graph)))
+    let mut inspect = wire::container::Inspect::new(&view, size, &graph);
+    if let Some(trouble) = app.engine.containers.trouble(&view).await {
+        inspect.set_error(trouble);
+    }
+    Ok(answer::ok(&inspect))
 }
 
 /// `docker start`.

@@ -23,7 +23,7 @@ use skiff_graphdrivers::LayerId;
 use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::{FORMAT_VERSION, Store};
 
 const FILE: &str = "repositories.json";
@@ -65,6 +65,22 @@ pub struct Catalog {
     /// All names.
     pub references: BTreeMap<ReferenceKey, Reference>,
     registered: BTreeMap<Digest, Timestamp>,
+    damaged: Damaged,
+}
+
+/// Images whose configuration cannot be read, and their names: nobody sees them, but they stay in the file until a pull
+/// or a load brings the configuration back, or somebody removes the name.
+#[derive(Debug, Clone, Default)]
+struct Damaged {
+    images: BTreeMap<Digest, DamagedImage>,
+    references: BTreeMap<ReferenceKey, Reference>,
+}
+
+#[derive(Debug, Clone)]
+struct DamagedImage {
+    entry: ImageEntry,
+    /// What is still there of it, for whoever repairs it.
+    blobs: Vec<Digest>,
 }
 
 /// An image to be made known after a pull.
@@ -105,7 +121,7 @@ struct Document {
     references: BTreeMap<ReferenceKey, Reference>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct ImageEntry {
     manifests: Vec<Digest>,
     registered: Timestamp,
@@ -136,6 +152,7 @@ impl Store {
             }
             let image = Arc::new(image);
             catalog.images.insert(image.id, Arc::clone(&image));
+            catalog.restore_names(&image.id);
             catalog.registered.entry(image.id).or_insert(now);
             let mut changed = false;
             for name in &registration.names {
@@ -148,7 +165,7 @@ impl Store {
                     target: Some(registration.target),
                     tagged: now,
                 };
-                catalog.references.insert(name.clone(), reference);
+                catalog.name(name.clone(), reference);
             }
             Ok((image, changed))
         })?;
@@ -168,15 +185,28 @@ impl Store {
             let known = catalog.images.get(image);
             let known = known.ok_or_else(|| Error::not_found(format!("image {image} does not exist")))?;
             let target = known.manifests.first().map(|m| m.digest);
-            catalog.references.insert(
-                name,
-                Reference {
-                    image: *image,
-                    target,
-                    tagged: Timestamp::now(),
-                },
-            );
+            let reference = Reference {
+                image: *image,
+                target,
+                tagged: Timestamp::now(),
+            };
+            catalog.name(name, reference);
             Ok(())
+        })
+    }
+
+    /// Removes the name of an image whose configuration cannot be read; [`Store::gc`] takes the rest. False when there is
+    /// no such name.
+    ///
+    /// # Errors
+    /// `NoSpace`; `Io`.
+    pub fn forget_damaged(&self, name: &ReferenceKey) -> Result<bool> {
+        if !self.catalog().damaged.references.contains_key(name) {
+            return Ok(false);
+        }
+        self.change(|catalog| {
+            catalog.damaged.forget(name);
+            Ok(true)
         })
     }
 
@@ -267,6 +297,23 @@ impl Catalog {
             .collect()
     }
 
+    /// Gives a name to an image, whatever had it before.
+    fn name(&mut self, name: ReferenceKey, reference: Reference) {
+        self.damaged.forget(&name);
+        self.references.insert(name, reference);
+    }
+
+    /// The image can be read again: so can its names that nothing else got meanwhile.
+    fn restore_names(&mut self, image: &Digest) {
+        let of_image = |_: &ReferenceKey, reference: &mut Reference| reference.image == *image;
+        let damaged = &mut self.damaged;
+        let names: Vec<_> = damaged.references.extract_if(.., of_image).collect();
+        damaged.images.remove(image);
+        for (name, reference) in names {
+            self.references.entry(name).or_insert(reference);
+        }
+    }
+
     /// Every layer some image needs.
     pub(crate) fn needed_layers(&self) -> HashSet<&LayerId> {
         self.images.values().flat_map(|image| &image.chain).collect()
@@ -277,6 +324,7 @@ impl Catalog {
         let of_images = self.images.values().flat_map(|image| image.blobs());
         of_images
             .chain(self.references.values().filter_map(|reference| reference.target))
+            .chain(self.damaged.blobs())
             .collect()
     }
 
@@ -285,14 +333,33 @@ impl Catalog {
             manifests: image.manifests.iter().map(|m| m.digest).collect(),
             registered: self.registered.get(&image.id).copied().unwrap_or_default(),
         };
+        let Damaged { images, references } = &self.damaged;
+        let damaged = images.iter().map(|(id, image)| (*id, image.entry.clone()));
+        let images = self.images.iter().map(|(id, image)| (*id, entry(image)));
         Document {
             version: FORMAT_VERSION,
-            images: self
-                .images
-                .iter()
-                .map(|(id, image)| (*id, entry(image)))
+            images: damaged.chain(images).collect(),
+            references: references
+                .clone()
+                .into_iter()
+                .chain(self.references.clone())
                 .collect(),
-            references: self.references.clone(),
+        }
+    }
+}
+
+impl Damaged {
+    fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let of_images = self.images.values().flat_map(|image| image.blobs.iter().copied());
+        of_images.chain(self.references.values().filter_map(|reference| reference.target))
+    }
+
+    /// A name goes, and with its last name the image.
+    fn forget(&mut self, name: &ReferenceKey) {
+        if let Some(gone) = self.references.remove(name)
+            && !self.references.values().any(|other| other.image == gone.image)
+        {
+            self.images.remove(&gone.image);
         }
     }
 }
@@ -359,8 +426,8 @@ fn read(root: &Path) -> Result<Option<Document>> {
     }
 }
 
-/// Reads the catalogue; a store without one is empty. An image whose configuration or manifest is damaged is left
-/// out with an error in the log: one bad disk block must not keep the daemon from starting.
+/// Reads the catalogue; a store without one is empty. An image whose configuration is damaged is kept out of sight, with
+/// an error in the log: one bad disk block must not keep the daemon from starting.
 pub(crate) fn load(root: &Path) -> Result<Catalog> {
     let Some(document) = read(root)? else {
         return Ok(Catalog::default());
@@ -373,14 +440,27 @@ pub(crate) fn load(root: &Path) -> Result<Catalog> {
                 catalog.images.insert(id, Arc::new(image));
             }
             Err(error) => {
-                tracing::error!(image = %id, %error, "image is damaged and left out; pull it again");
+                let names = document.references.iter().filter(|(_, r)| r.image == id);
+                let names: Vec<String> = names.map(|(name, _)| name.to_string()).collect();
+                tracing::error!(image = %id, ?names, %error, "image is damaged and cannot be used; pull it again");
+                let mut blobs = entry.manifests.clone();
+                blobs.extend(
+                    entry
+                        .manifests
+                        .iter()
+                        .flat_map(|manifest| image::layers_of(root, manifest)),
+                );
+                catalog.damaged.images.insert(id, DamagedImage { entry, blobs });
             }
         }
     }
-    catalog.references = document.references;
-    catalog
-        .references
-        .retain(|_, reference| catalog.images.contains_key(&reference.image));
+    for (name, reference) in document.references {
+        if catalog.images.contains_key(&reference.image) {
+            catalog.references.insert(name, reference);
+        } else if catalog.damaged.images.contains_key(&reference.image) {
+            catalog.damaged.references.insert(name, reference);
+        }
+    }
     Ok(catalog)
 }
 

@@ -141,6 +141,14 @@ impl Image {
     }
 }
 
+/// Digests of the layers that a manifest names; none when it cannot be read.
+pub(crate) fn layers_of(root: &Path, manifest: &Digest) -> Vec<Digest> {
+    let bytes = document(root, manifest).unwrap_or_default();
+    let parsed: Option<ManifestDocument> = serde_json::from_slice(&bytes).ok();
+    let layers = parsed.into_iter().flat_map(|manifest| manifest.layers);
+    layers.map(|layer| layer.digest).collect()
+}
+
 fn document(root: &Path, digest: &Digest) -> Result<Vec<u8>> {
     read_document(&root.join("blobs/sha256").join(digest.hex()), digest)
 }

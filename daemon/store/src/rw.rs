@@ -135,6 +135,17 @@ impl RwLayers {
         Ok(target)
     }
 
+    /// Counts the use of a root file system that an earlier daemon mounted, by a container that still runs.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn take_over(&self, container: &str) -> Result<()> {
+        match self.target(&active_id(container)?)? {
+            Some(target) => Ok(self.mounter.take_over(&target)?),
+            None => Ok(()),
+        }
+    }
+
     /// Ends one use of the container's root file system; nothing happens when it is not mounted.
     ///
     /// # Errors
@@ -153,6 +164,15 @@ impl RwLayers {
     pub fn is_mounted(&self, container: &str) -> Result<bool> {
         let target = self.target(&active_id(container)?)?;
         Ok(target.is_some_and(|target| self.mounter.references(&target) > 0))
+    }
+
+    /// What has befallen the mounted root file system so that processes in it get errors, as a sentence.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn trouble(&self, container: &str) -> Result<Option<String>> {
+        let target = self.target(&active_id(container)?)?;
+        Ok(target.and_then(|target| self.mounter.trouble(&target)))
     }
 
     /// Where the snapshot is or would be mounted; `None` when there is no snapshot or it needs no mount.

@@ -346,6 +346,62 @@ fn a_damaged_or_newer_catalogue_is_refused_not_replaced() {
 }
 
 #[test]
+fn an_image_without_its_configuration_keeps_its_names_until_it_is_pulled_again() {
+    let mut fixture = Fixture::new();
+    let (lost, other) = (TestImage::new(&["lost"]), TestImage::new(&["other"]));
+    let name = |tag: &str| format!("docker.io/library/{tag}");
+    let key = |tag: &str| name(tag).parse::<ReferenceKey>().unwrap();
+    lost.pull(&fixture.store, &name("lost:1"));
+    for tag in ["lost:2", "lost:3", "lost:4"] {
+        fixture.store.tag(&lost.id, key(tag)).unwrap();
+    }
+    let blob = fixture.store.root().join("blobs/sha256").join(lost.id.hex());
+    fs::remove_file(&blob).unwrap();
+    fixture.reopen();
+    let shown = |fixture: &Fixture| {
+        let catalog = fixture.store.catalog();
+        let names = catalog.references.iter();
+        names
+            .map(|(name, reference)| (name.to_string(), reference.image))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&fixture), []);
+    // Changes of the catalogue, a collection and restarts leave the names alone; one is given to another image, and one
+    // is taken away.
+    other.pull(&fixture.store, &name("lost:2"));
+    assert!(fixture.store.forget_damaged(&key("lost:4")).unwrap());
+    assert!(!fixture.store.forget_damaged(&key("lost:4")).unwrap());
+    fixture.store.gc(&GcOptions::default()).unwrap();
+    for digest in [lost.manifest, lost.layers[0].descriptor.digest] {
+        assert!(fixture.store.blob_size(&digest).unwrap().is_some());
+    }
+    fixture.reopen();
+    assert_eq!(shown(&fixture), [(name("lost:2"), other.id)]);
+    lost.pull(&fixture.store, &name("lost:1"));
+    let expected = [
+        (name("lost:1"), lost.id),
+        (name("lost:2"), other.id),
+        (name("lost:3"), lost.id),
+    ];
+    assert_eq!(shown(&fixture), expected);
+    fixture.reopen();
+    assert_eq!(shown(&fixture), expected);
+    // With its last name the damaged image goes, too.
+    fs::remove_file(&blob).unwrap();
+    fixture.reopen();
+    for tag in ["lost:1", "lost:3"] {
+        assert!(fixture.store.forget_damaged(&key(tag)).unwrap());
+    }
+    fixture.store.gc(&GcOptions::default()).unwrap();
+    assert_eq!(fixture.store.blob_size(&lost.manifest).unwrap(), None);
+    assert!(
+        !fs::read_to_string(fixture.store.root().join("repositories.json"))
+            .unwrap()
+            .contains(&lost.id.hex())
+    );
+}
+
+#[test]
 fn a_full_disk_says_so_and_gives_the_space_back() {
     // /dev/full answers every write as a full disk does.
     let fixture = Fixture::new();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 
 /// The servers under watch.
@@ -28,6 +28,8 @@ struct Watched {
 struct Servers {
     next: u64,
     by_number: HashMap<u64, Server>,
+    /// What is said of those that died, by target, as long as the mount stays.
+    dead: HashMap<PathBuf, String>,
 }
 
 #[derive(Debug)]
@@ -35,7 +37,18 @@ struct Server {
     target: PathBuf,
     pid: u32,
     /// Closing it ends the watch.
-    _process: OwnedFd,
+    process: OwnedFd,
+}
+
+impl Server {
+    fn has_died(&self) -> bool {
+        let mut process = [PollFd::new(&self.process, PollFlags::IN)];
+        poll(&mut process, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
+    fn obituary(&self) -> String {
+        obituary(&self.target, &format!(" (process {})", self.pid))
+    }
 }
 
 impl Watched {
@@ -47,12 +60,7 @@ impl Watched {
 impl Watch {
     /// Watches the server of `target` from now on.
     pub(super) fn add(&self, target: &Path, pid: u32, process: OwnedFd) -> io::Result<()> {
-        let mut slot = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let watched = match &*slot {
-            Some(watched) => Arc::clone(watched),
-            None => Arc::clone(slot.insert(start()?)),
-        };
-        drop(slot);
+        let watched = self.watched()?;
         let mut servers = watched.servers();
         servers.next += 1;
         let number = servers.next;
@@ -65,8 +73,9 @@ impl Watch {
         let server = Server {
             target: target.to_owned(),
             pid,
-            _process: process,
+            process,
         };
+        servers.dead.remove(target);
         servers.by_number.insert(number, server);
         Ok(())
     }
@@ -75,12 +84,46 @@ impl Watch {
     pub(super) fn remove(&self, target: &Path) {
         let slot = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watched) = &*slot {
-            watched
-                .servers()
-                .by_number
-                .retain(|_, server| server.target != target);
+            let mut servers = watched.servers();
+            servers.by_number.retain(|_, server| server.target != target);
+            servers.dead.remove(target);
         }
     }
+
+    /// What is to be said of the server of `target` if it died. Right at once: it does not wait for the watching thread.
+    pub(super) fn obituary(&self, target: &Path) -> Option<String> {
+        let slot = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let servers = slot.as_ref()?.servers();
+        let mut watched = servers.by_number.values();
+        let unnoticed = watched.find(|server| server.target == target && server.has_died());
+        let known = servers.dead.get(target);
+        unnoticed.map(Server::obituary).or_else(|| known.cloned())
+    }
+
+    /// The server of `target` died before anybody watched it.
+    pub(super) fn found_dead(&self, target: &Path) -> io::Result<()> {
+        let text = obituary(target, "");
+        tracing::error!("{text}");
+        self.watched()?.servers().dead.insert(target.to_owned(), text);
+        Ok(())
+    }
+
+    fn watched(&self) -> io::Result<Arc<Watched>> {
+        let mut slot = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match &*slot {
+            Some(watched) => Arc::clone(watched),
+            None => Arc::clone(slot.insert(start()?)),
+        })
+    }
+}
+
+/// What a server's death means, for people.
+fn obituary(target: &Path, process: &str) -> String {
+    format!(
+        "the server{process} of the root file system on {} died: what the kernel has not cached of it is ENOTCONN until \
+         the container is started again",
+        target.display()
+    )
 }
 
 fn start() -> io::Result<Arc<Watched>> {
@@ -107,14 +150,11 @@ fn wait(watched: &Watched) {
             }
         }
         for event in &events {
-            let dead = watched.servers().by_number.remove(&event.data.u64());
-            if let Some(server) = dead {
-                tracing::error!(
-                    pid = server.pid,
-                    "the server of the root file system on {} died: what the kernel has not cached of it is ENOTCONN \
-                     until its container is started again",
-                    server.target.display()
-                );
+            let mut servers = watched.servers();
+            if let Some(server) = servers.by_number.remove(&event.data.u64()) {
+                let text = server.obituary();
+                tracing::error!("{text}");
+                servers.dead.insert(server.target, text);
             }
         }
     }
@@ -154,8 +194,15 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(left(), [PathBuf::from("/b")]);
+        let text = watch.obituary(Path::new("/a")).unwrap();
+        assert!(text.contains(&format!("process {}", first.id())), "{text}");
+        assert_eq!(watch.obituary(Path::new("/b")), None);
         watch.remove(Path::new("/b"));
         assert!(left().is_empty());
+        watch.remove(Path::new("/a"));
+        assert_eq!(watch.obituary(Path::new("/a")), None);
+        watch.found_dead(Path::new("/c")).unwrap();
+        assert!(watch.obituary(Path::new("/c")).is_some());
         second.kill().unwrap();
         second.wait().unwrap();
     }

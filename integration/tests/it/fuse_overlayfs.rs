@@ -82,6 +82,11 @@ fn a_container_whose_server_is_killed_is_reported_and_can_be_started_again() {
         engine.inspect("box", "{{.State.Status}} {{.State.ExitCode}}"),
         format!("exited {code}")
     );
+    let error = engine.inspect("box", "{{.State.Error}}");
+    assert!(
+        error.contains("server") && error.contains(&server.pid.to_string()),
+        "{error}"
+    );
     let merged = engine.inspect("box", "{{.GraphDriver.Data.MergedDir}}");
     eventually("the death is in the log", PATIENCE, || {
         let log = engine.log();
@@ -110,7 +115,8 @@ fn a_container_whose_server_died_can_be_removed() {
     // It needs no file any more, so it goes on.
     engine.detached(&["--name", "box"], &["sleep", "1000"]);
     engine.kill_9(server_of(&engine, "box").pid);
-    assert_eq!(engine.inspect("box", "{{.State.Running}}"), "true");
+    let state = engine.inspect("box", "{{.State.Running}} {{.State.Error}}");
+    assert!(state.starts_with("true the server (process "), "{state}");
     assert_eq!(engine.get("/containers/json").status, 200);
     engine.docker(["rm", "-f", "box"]).ok();
     let active = engine.data_root().join("fuse-overlayfs");

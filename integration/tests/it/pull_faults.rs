@@ -302,6 +302,39 @@ fn one_of_two_clients_may_leave() {
 }
 
 #[test]
+fn a_layer_stays_for_a_pull_under_way_when_its_last_image_is_removed() {
+    let engine = Engine::start();
+    let base = Image::busybox().build();
+    let shared = base.layers[0].digest.clone();
+    let base = registry().push(&base, &format!("leased-{}", std::process::id()));
+    engine.docker(["pull", "-q", &base]).ok();
+    let gate = Gate::default();
+    let image = Image::busybox()
+        .packed_layer(Layer::new().file("big", &vec![6; 5_000_000]), Compression::Plain)
+        .build();
+    assert_eq!(image.layers[0].digest, shared);
+    let hostile = HostileRegistry::with_bad_layer(image, 1, Behaviour::StallAfter(2_000_000, gate.clone()));
+    let pull = engine.docker(["pull", &hostile.reference()]).start();
+    hostile.wait_for_layer_request();
+    engine.docker(["rmi", &base]).ok();
+    gate.open();
+    pull.finish().code(0);
+    assert_eq!(
+        engine
+            .docker(["run", "--rm", &hostile.reference(), "sh", "-c", "wc -c </big"])
+            .ok(),
+        "5000000"
+    );
+    assert!(
+        hostile
+            .seen()
+            .iter()
+            .all(|request| !request.path.ends_with(&shared)),
+        "the shared layer was there all the time"
+    );
+}
+
+#[test]
 fn a_daemon_killed_in_mid_pull_starts_clean_and_pulls_again() {
     require!(Engine::own(), "kills the daemon");
     let mut engine = Engine::start();

@@ -300,6 +300,11 @@ impl<'a> NetworkSettings<'a> {
 }
 
 impl<'a> Inspect<'a> {
+    /// Something is wrong with a container that runs.
+    pub(crate) fn set_error(&mut self, error: String) {
+        self.state.error = error;
+    }
+
     /// `graph` are the storage driver's rows.
     pub(crate) fn new(
         view: &'a ContainerView,

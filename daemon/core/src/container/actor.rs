@@ -46,9 +46,19 @@ pub(super) enum Command {
 }
 
 enum Report {
-    Launched { pid: u32, sandbox: Sandbox },
-    LaunchFailed { failure: Failure, error: Error },
-    Exited(TaskExit),
+    Launched {
+        pid: u32,
+        sandbox: Sandbox,
+    },
+    LaunchFailed {
+        failure: Failure,
+        error: Error,
+    },
+    Exited {
+        exit: TaskExit,
+        /// What had befallen the root file system.
+        trouble: Option<String>,
+    },
     CleanedUp,
     Removed,
     RemoveFailed(Error),
@@ -219,12 +229,13 @@ impl Actor {
                 self.starters.drain(..).for_each(|reply| drop(reply.send(Ok(()))));
             }
             Report::LaunchFailed { failure, error } => self.on_launch_failed(failure, error),
-            Report::Exited(exit) => {
+            Report::Exited { exit, trouble } => {
                 self.count_exit(exit.code);
                 self.accept(&Event::Exited {
                     code: exit.code,
                     at: exit.finished_at,
                     oom_killed: exit.oom_killed,
+                    trouble,
                 });
                 self.publish_event("die", [("exitCode", exit.code.to_string())]);
             }
@@ -366,7 +377,9 @@ impl Actor {
                             oom_killed: false,
                         }
                     });
-                    let _ = reports.send(Report::Exited(exit));
+                    // Asked before the clean-up, which forgets it with the mount.
+                    let trouble = shared.filesystems.trouble(&record.id).await;
+                    let _ = reports.send(Report::Exited { exit, trouble });
                 });
             }
             Effect::CleanUp => {

@@ -67,6 +67,11 @@ impl RootFilesystems for StoredFilesystems {
             .await
     }
 
+    async fn take_over(&self, id: &str) -> Result<()> {
+        let id = id.to_owned();
+        self.blocking(move |this| this.layers.take_over(&id)).await
+    }
+
     async fn unmount(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
         self.blocking(move |this| this.layers.unmount(&id)).await
@@ -80,6 +85,18 @@ impl RootFilesystems for StoredFilesystems {
     async fn graph_data(&self, id: &str) -> Result<Vec<(String, String)>> {
         let id = id.to_owned();
         self.blocking(move |this| this.layers.graph_data(&id)).await
+    }
+
+    async fn trouble(&self, id: &str) -> Option<String> {
+        let container = id.to_owned();
+        match self.blocking(move |this| this.layers.trouble(&container)).await {
+            Ok(trouble) => trouble,
+            // Being removed, or damaged: whoever needs it will say so.
+            Err(error) => {
+                tracing::debug!(container = id, %error, "cannot ask after a root file system");
+                None
+            }
+        }
     }
 
     async fn size(&self, id: &str, top: Option<&str>) -> Result<(u64, u64)> {

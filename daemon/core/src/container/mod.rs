@@ -508,6 +508,14 @@ impl Containers {
         }
     }
 
+    /// What has befallen a running container without ending it, as a sentence for `State.Error`.
+    pub async fn trouble(&self, view: &ContainerView) -> Option<String> {
+        if !view.state.status().running {
+            return None;
+        }
+        self.shared.filesystems.trouble(&view.record.id).await
+    }
+
     /// Reads its log.
     ///
     /// # Errors

@@ -38,6 +38,11 @@ pub trait RootFilesystems: Send + Sync + 'static {
     /// reach the disk (overlayfs syncs a whole file system on unmount otherwise, which costs tens of milliseconds).
     async fn mount(&self, id: &str, disposable: bool) -> Result<PathBuf>;
 
+    /// It is mounted since an earlier daemon, and in use.
+    async fn take_over(&self, _id: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Unmounts it. Unmounting what is not mounted is not an error.
     async fn unmount(&self, id: &str) -> Result<()>;
 
@@ -50,6 +55,11 @@ pub trait RootFilesystems: Send + Sync + 'static {
     /// Where the storage driver keeps it: rows of `GraphDriver.Data`, none for a driver that has nothing to say.
     async fn graph_data(&self, _id: &str) -> Result<Vec<(String, String)>> {
         Ok(Vec::new())
+    }
+
+    /// What has befallen the mounted root file system so that its container cannot use it any more, as a sentence.
+    async fn trouble(&self, _id: &str) -> Option<String> {
+        None
     }
 
     /// The names that the container added, changed and deleted.

@@ -57,6 +57,12 @@ async fn beginning(shared: &Shared, record: Record, file: Option<StateFile>) -> 
         launch::clean_up(shared, &record.id).await;
     }
     let state = resolve(file.state, &adopted);
+    if matches!(state, State::Running { .. })
+        && shared.require_own_driver(&record).is_ok()
+        && let Err(error) = shared.filesystems.take_over(&record.id).await
+    {
+        tracing::warn!(container = %record.id, %error, "cannot take over the root file system");
+    }
     tracing::debug!(container = %record.id, ?adopted, status = state.status().word, "recovered");
     Beginning {
         record: Arc::new(record),

@@ -48,7 +48,7 @@ pub enum State {
         finished_at: Timestamp,
         /// The kernel's out-of-memory killer ended it.
         oom_killed: bool,
-        /// Why the last start failed, if that came after.
+        /// Why the last start failed, if that came after; before that, what befell the container while it ran.
         last_failure: Option<Failure>,
         /// Its mounts, network and task are gone, too.
         cleaned: bool,
@@ -96,6 +96,8 @@ pub enum Event {
         at: Timestamp,
         /// The kernel's out-of-memory killer did it.
         oom_killed: bool,
+        /// What befell its root file system, if anything did.
+        trouble: Option<String>,
     },
     /// Mounts, network and task of the ended run are gone.
     CleanedUp,
@@ -221,13 +223,21 @@ fn reported(state: &State, report: &Event) -> Result<(State, Vec<Effect>), Denie
             }
             Ok((state, Vec::new()))
         }
-        (State::Running { started_at, .. }, Event::Exited { code, at, oom_killed }) => Ok((
+        (
+            State::Running { started_at, .. },
+            Event::Exited {
+                code,
+                at,
+                oom_killed,
+                trouble,
+            },
+        ) => Ok((
             State::Exited {
                 code: *code,
                 started_at: *started_at,
                 finished_at: *at,
                 oom_killed: *oom_killed,
-                last_failure: None,
+                last_failure: trouble.clone().map(|message| Failure { code: *code, message }),
                 cleaned: false,
             },
             vec![Effect::CleanUp],
@@ -411,6 +421,7 @@ mod tests {
                     code: 3,
                     at: at(2),
                     oom_killed: false,
+                    trouble: None,
                 },
             ),
             ("cleaned", Event::CleanedUp),

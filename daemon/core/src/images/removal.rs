@@ -34,7 +34,10 @@ struct Plan {
 /// Removes a name or an image.
 pub(super) async fn remove(shared: &Arc<Shared>, typed: &str, force: bool) -> Result<Vec<Removal>> {
     let catalog = shared.store.catalog();
-    let found = find::find(&catalog, typed)?;
+    let found = match find::find(&catalog, typed) {
+        Err(error) => return remove_damaged(shared, typed, error).await,
+        found => found?,
+    };
     let id = found.image.id;
     let plan = plan(&Situation {
         image: id,
@@ -74,6 +77,19 @@ pub(super) async fn remove(shared: &Arc<Shared>, typed: &str, force: bool) -> Re
             .publish("image", "delete", id.to_string(), attributes);
     }
     Ok(report)
+}
+
+/// Takes the name of an image away that cannot be read any more; `not_found` when it is not one.
+async fn remove_damaged(shared: &Arc<Shared>, typed: &str, not_found: Error) -> Result<Vec<Removal>> {
+    let reference = skiff_registry_client::Reference::parse(typed);
+    let Some(name) = reference.ok().and_then(|reference| convert::key(&reference).ok()) else {
+        return Err(not_found);
+    };
+    let (store, forgotten) = (shared.store.clone(), name.clone());
+    if !super::pull::blocking(move || Ok(store.forget_damaged(&forgotten)?)).await? {
+        return Err(not_found);
+    }
+    Ok(vec![Removal::Untagged(convert::familiar(&name))])
 }
 
 /// Frees the space in the background: a layer of a hundred thousand files takes its time.
