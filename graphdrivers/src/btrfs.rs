@@ -85,6 +85,16 @@ impl Btrfs {
             .transpose()
     }
 
+    /// What did not become a layer stays writable.
+    fn finished(&self, key: &ActiveId, made: Result<PathBuf>) -> Result<()> {
+        if made.is_err()
+            && let Ok(path) = self.directory(SnapshotRef::Active(key))
+        {
+            set_read_only(&path, &open_directory(&path)?, false)?;
+        }
+        made.map(drop)
+    }
+
     /// A daemon killed within `commit` may have left an active snapshot that is read-only already.
     fn undo_half_commits(&self) -> Result<()> {
         for info in self.snapshots.list() {
@@ -122,6 +132,13 @@ fn set_read_only(path: &Path, directory: &File, read_only: bool) -> Result<()> {
         let what = if read_only { "read-only" } else { "writable" };
         Error::io(format!("make subvolume {} {what}", path.display()), error)
     })
+}
+
+/// What turns an active snapshot's subvolume into a layer's.
+fn finish_layer(snapshot: &Path) -> Result<()> {
+    subvolumes::flatten(snapshot, OsStr::new(CONTENT))?;
+    let path = snapshot.join(CONTENT);
+    set_read_only(&path, &open_directory(&path)?, true)
 }
 
 fn open_directory(path: &Path) -> Result<File> {
@@ -183,17 +200,13 @@ impl GraphDriver for Btrfs {
     }
 
     fn commit(&self, key: &ActiveId, layer: &LayerId) -> Result<()> {
-        let committed = self.snapshots.commit(key, layer, |snapshot| {
-            subvolumes::flatten(snapshot, OsStr::new(CONTENT))?;
-            let path = snapshot.join(CONTENT);
-            set_read_only(&path, &open_directory(&path)?, true)
-        });
-        if committed.is_err()
-            && let Ok(path) = self.directory(SnapshotRef::Active(key))
-        {
-            set_read_only(&path, &open_directory(&path)?, false)?;
-        }
-        committed.map(drop)
+        let committed = self.snapshots.commit(key, layer, finish_layer);
+        self.finished(key, committed)
+    }
+
+    fn replace(&self, key: &ActiveId, layer: &LayerId) -> Result<()> {
+        let replaced = self.snapshots.replace(key, layer, finish_layer);
+        self.finished(key, replaced)
     }
 
     fn remove(&self, snapshot: SnapshotRef<'_>) -> Result<()> {

@@ -124,6 +124,11 @@ impl GraphDriver for FuseOverlayfs {
         self.layered.commit(key, layer)
     }
 
+    fn replace(&self, key: &ActiveId, layer: &LayerId) -> Result<()> {
+        self.flush(SnapshotRef::Active(key))?;
+        self.layered.replace(key, layer)
+    }
+
     fn remove(&self, snapshot: SnapshotRef<'_>) -> Result<()> {
         self.layered.remove(snapshot)
     }

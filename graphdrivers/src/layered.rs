@@ -114,26 +114,38 @@ impl Layered {
 
     pub(crate) fn commit(&self, key: &ActiveId, layer: &LayerId) -> Result<()> {
         let path = self.snapshots.commit(key, layer, |_| Ok(()))?;
-        self.short_path(layer)?;
+        self.settle_layer(layer, &path);
+        Ok(())
+    }
+
+    /// The layer must not be part of a mount: the kernel does not expect a lower directory to change.
+    pub(crate) fn replace(&self, key: &ActiveId, layer: &LayerId) -> Result<()> {
+        for active in self.snapshots.actives_above(layer) {
+            refuse_mounted(&active)?;
+        }
+        let path = self.snapshots.replace(key, layer, |_| Ok(()))?;
+        self.settle_layer(layer, &path);
+        Ok(())
+    }
+
+    /// What a new layer needs and what it needs no more. It is a layer already, so nothing of this is an error: a missing
+    /// short name is made again when it is needed.
+    fn settle_layer(&self, layer: &LayerId, path: &Path) {
+        if let Err(error) = self.short_path(layer) {
+            tracing::warn!(%layer, %error, "cannot make a layer's short name");
+        }
         // A layer is never mounted as upper directory again.
         for name in [WORK, MERGED] {
             if let Err(error) = skiff_archive::remove_tree(&path.join(name)) {
                 tracing::warn!(%layer, %error, "cannot remove a layer's {name} directory");
             }
         }
-        Ok(())
     }
 
     pub(crate) fn remove(&self, snapshot: SnapshotRef<'_>) -> Result<()> {
-        if let SnapshotRef::Active(key) = snapshot {
-            let merged = self.snapshots.path(snapshot)?.join(MERGED);
+        if let SnapshotRef::Active(_) = snapshot {
             // Moved away, the mount could not be found again.
-            if mounter::mounted(&merged)?.is_some() {
-                return Err(Error::new(
-                    ErrorKind::InUse,
-                    format!("snapshot {key} is mounted on {}", merged.display()),
-                ));
-            }
+            refuse_mounted(&self.snapshots.path(snapshot)?)?;
         }
         self.snapshots.remove(snapshot)?;
         match snapshot {
@@ -280,6 +292,18 @@ impl Layered {
             }
         }
         Ok(())
+    }
+}
+
+/// `InUse` when the active snapshot in this directory is mounted.
+fn refuse_mounted(active: &Path) -> Result<()> {
+    let merged = active.join(MERGED);
+    match mounter::mounted(&merged)? {
+        Some(_) => Err(Error::new(
+            ErrorKind::InUse,
+            format!("a snapshot is mounted on {}", merged.display()),
+        )),
+        None => Ok(()),
     }
 }
 

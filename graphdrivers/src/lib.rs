@@ -86,6 +86,14 @@ pub trait GraphDriver: Send + Sync + fmt::Debug {
     /// `NotFound` for the key, `AlreadyExists` for the layer (the active snapshot stays).
     fn commit(&self, key: &ActiveId, layer: &LayerId) -> Result<()>;
 
+    /// Makes `key` the layer `layer`, atomically, in the place of one that exists and may be damaged: what stands on that one
+    /// stands on the new one then. Both have the same parent.
+    ///
+    /// # Errors
+    /// `NotFound` for either; `InvalidArgument` when their parents differ; `InUse` when a snapshot that stands on the layer
+    /// is mounted.
+    fn replace(&self, key: &ActiveId, layer: &LayerId) -> Result<()>;
+
     /// Removes a snapshot: an immediate rename into the trash; [`GraphDriver::cleanup`] frees the space.
     ///
     /// # Errors

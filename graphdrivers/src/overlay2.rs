@@ -112,6 +112,10 @@ impl GraphDriver for Overlay2 {
         self.layered.commit(key, layer)
     }
 
+    fn replace(&self, key: &ActiveId, layer: &LayerId) -> Result<()> {
+        self.layered.replace(key, layer)
+    }
+
     fn remove(&self, snapshot: SnapshotRef<'_>) -> Result<()> {
         self.layered.remove(snapshot)
     }

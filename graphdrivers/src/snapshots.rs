@@ -271,6 +271,64 @@ impl Snapshots {
         Ok(new)
     }
 
+    /// Makes an active snapshot a layer in the place of another with the same parent, which goes to the trash. `before` runs
+    /// on the snapshot's directory right before the exchange.
+    pub(crate) fn replace(
+        &self,
+        key: &ActiveId,
+        layer: &LayerId,
+        before: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let mut index = self.index();
+        let from = SnapshotKey::Active(key.clone());
+        let to = SnapshotKey::Layer(layer.clone());
+        let node = ready(&index, SnapshotRef::Active(key))?.clone();
+        if node.parent != ready(&index, SnapshotRef::Layer(layer))?.parent {
+            return Err(Error::invalid(format!(
+                "snapshot {key} and layer {layer} lie on different layers"
+            )));
+        }
+        let (old, new) = (self.path_of(&from), self.path_of(&to));
+        before(&old)?;
+        renameat_with(CWD, &old, CWD, &new, RenameFlags::EXCHANGE).map_err(|errno| {
+            Error::io(
+                format!("exchange {} with {}", old.display(), new.display()),
+                errno,
+            )
+        })?;
+        // A kill from here on leaves an active snapshot that nobody owns.
+        match self.to_trash(&old) {
+            Ok(()) => {
+                index.remove(&from);
+                disown(&mut index, node.parent.as_ref());
+            }
+            Err(error) => tracing::warn!(%layer, %error, "cannot remove what a layer was replaced for"),
+        }
+        Ok(new)
+    }
+
+    /// The active snapshots that stand on a layer, directly or on others above it.
+    pub(crate) fn actives_above(&self, layer: &LayerId) -> Vec<PathBuf> {
+        let index = self.index();
+        let stands_on = |key: &SnapshotKey| {
+            let mut next = index.get(key).and_then(|node| node.parent.clone());
+            while let Some(below) = next {
+                if below == *layer {
+                    return true;
+                }
+                next = index
+                    .get(&SnapshotKey::Layer(below))
+                    .and_then(|node| node.parent.clone());
+            }
+            false
+        };
+        let actives = index.keys().filter(|key| matches!(key, SnapshotKey::Active(_)));
+        actives
+            .filter(|key| stands_on(key))
+            .map(|key| self.path_of(key))
+            .collect()
+    }
+
     /// Moves a snapshot to the trash.
     pub(crate) fn remove(&self, snapshot: SnapshotRef<'_>) -> Result<()> {
         let mut index = self.index();

@@ -144,6 +144,10 @@ impl GraphDriver for Vfs {
         self.snapshots.commit(key, layer, |_| Ok(())).map(drop)
     }
 
+    fn replace(&self, key: &ActiveId, layer: &LayerId) -> Result<()> {
+        self.snapshots.replace(key, layer, |_| Ok(())).map(drop)
+    }
+
     fn remove(&self, snapshot: SnapshotRef<'_>) -> Result<()> {
         self.snapshots.remove(snapshot)
     }

@@ -67,6 +67,7 @@ conformance!(vfs = "vfs", overlay2 = "overlay2", fuse_overlayfs = "fuse-overlayf
     prepare_twice_with_one_key_already_exists,
     a_parent_must_be_a_committed_layer,
     commit_is_atomic_and_checked,
+    a_damaged_layer_is_replaced_below_what_stands_on_it,
     a_parent_with_children_is_in_use,
     siblings_prepare_concurrently,
     depth_beyond_the_limit_says_the_limit,

@@ -17,7 +17,7 @@ use std::{fs, thread};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use skiff_archive::{Applied, ApplyOptions, ApplyTarget, Peeked, SquashedOwner, media_type_suffix};
-use skiff_graphdrivers::{ActiveId, ErrorKind as DriverErrorKind, LayerId};
+use skiff_graphdrivers::{ActiveId, LayerId};
 
 use crate::digest::{Descriptor, Digest, chain_id};
 use crate::durable;
@@ -221,12 +221,7 @@ impl Store {
         if let Some(staged) = owners {
             durable::publish(staged, &owners_path(&self.layer_records(), chain))?;
         }
-        match self.inner.driver.commit(active, chain) {
-            Ok(()) => {}
-            // Its record was lost, and at the start something stood on it; it has the same content as ours.
-            Err(error) if error.kind() == DriverErrorKind::AlreadyExists => self.remove_active(active),
-            Err(error) => return Err(error.into()),
-        }
+        self.commit_snapshot(active, chain)?;
         self.inner.steps.after("new layer committed");
         self.record(chain, layer, applied)
     }
@@ -267,6 +262,10 @@ impl<R: Read> Read for Tee<'_, R> {
     }
 }
 
+/// The compressor gets blocks of this size, in bytes, however the stream was read: at this level its output depends on
+/// where its input is cut, and the same layer is to be the same blob.
+const BLOCK: usize = 1 << 16;
+
 /// Compresses what comes until the empty piece. The fastest level: it costs less time than the unpacking beside it.
 fn compress(pieces: &Receiver<Vec<u8>>, staging: Staging) -> Result<Staging> {
     let failed = |error: io::Error| match error.downcast::<Error>() {
@@ -277,12 +276,44 @@ fn compress(pieces: &Receiver<Vec<u8>>, staging: Staging) -> Result<Staging> {
         io::BufWriter::with_capacity(1 << 18, staging),
         Compression::fast(),
     );
+    let mut block = Vec::with_capacity(2 * BLOCK);
     while let Ok(piece) = pieces.recv() {
         if piece.is_empty() {
+            encoder.write_all(&block).map_err(failed)?;
             let buffer = encoder.finish().map_err(failed)?;
             return buffer.into_inner().map_err(|error| failed(error.into_error()));
         }
-        encoder.write_all(&piece).map_err(failed)?;
+        block.extend_from_slice(&piece);
+        let whole = block.len() - block.len() % BLOCK;
+        for piece in block[..whole].chunks(BLOCK) {
+            encoder.write_all(piece).map_err(failed)?;
+        }
+        block.drain(..whole);
     }
     Err(Error::new(ErrorKind::Io, "the layer's stream broke off"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::support::Fixture;
+
+    #[test]
+    fn the_same_layer_is_the_same_blob_however_it_was_read() {
+        let fixture = Fixture::new();
+        // Text that deflate has something to do with, longer than a few blocks.
+        let layer: Vec<u8> = (0..60_000u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_string().into_bytes())
+            .collect();
+        let blobs = [1 << 20, 32_768, 10_007, 513].map(|size| {
+            let (sender, pieces) = sync_channel(layer.len() / size + 2);
+            for piece in layer.chunks(size).chain([&[][..]]) {
+                sender.send(piece.to_vec()).unwrap();
+            }
+            let staging = compress(&pieces, fixture.store.stage().unwrap()).unwrap();
+            staging.finish(&fixture.store.lease()).unwrap()
+        });
+        assert!(blobs.iter().all(|blob| *blob == blobs[0]), "{blobs:?}");
+        assert!(blobs[0].1 < layer.len() as u64);
+    }
 }

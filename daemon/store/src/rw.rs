@@ -68,6 +68,26 @@ impl RwLayers {
         self.store.prepare(&active, top)
     }
 
+    /// Unpacks the layers below a writable one again if they have no records: a power failure before they were settled may
+    /// have damaged them. Those whose image is gone are used as they are: the container's own files are worth more than a
+    /// refusal.
+    fn restore_layers(&self, active: &ActiveId) -> Result<crate::Lease> {
+        let lease = self.store.lease();
+        let driver = &self.store.inner.driver;
+        if let Some(top) = driver.stat(SnapshotRef::Active(active))?.parent
+            && lease.layer(&top).is_none()
+        {
+            match self.unpack_again(&top) {
+                Err(error) if error.kind() == ErrorKind::NotFound => tracing::warn!(
+                    snapshot = %active, layer = %top, %error,
+                    "layers without a record cannot be unpacked again and are used as they are"
+                ),
+                other => other?,
+            }
+        }
+        Ok(lease)
+    }
+
     fn unpack_again(&self, top: &LayerId) -> Result<()> {
         let catalog = self.store.catalog();
         let image = catalog.images.values().find(|image| image.chain.contains(top));
@@ -121,6 +141,7 @@ impl RwLayers {
             Access::ReadWrite
         };
         let active = active_id(container)?;
+        let _lease = self.restore_layers(&active)?;
         let mounts = self
             .store
             .inner

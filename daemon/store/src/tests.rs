@@ -478,3 +478,35 @@ fn a_power_failure_costs_only_what_had_not_reached_the_disk() {
     store.ensure_layers(&image).unwrap();
     assert_eq!(fixture.read_top(&lost, "lost"), b"lost");
 }
+
+#[test]
+fn what_a_power_failure_damaged_below_containers_is_unpacked_again_before_they_start() {
+    let mut fixture = Fixture::new();
+    let (image, gone) = (TestImage::new(&["base", "lost"]), TestImage::new(&["gone"]));
+    for (image, container) in [(&image, "one"), (&gone, "two")] {
+        image.pull(&fixture.store, &format!("docker.io/library/{container}:1"));
+        fixture.rw().create(container, image.chain().last()).unwrap();
+        // What the disk may hold then: names without contents.
+        let name = if container == "one" { "lost" } else { "gone" };
+        fs::write(fixture.top_directory(image).join(name), "").unwrap();
+    }
+    let forgotten = RemovalPlan {
+        names: vec![key("docker.io/library/two:1")],
+        image: Some(gone.id),
+    };
+    fixture.store.remove(&forgotten).unwrap();
+    fixture.reboot();
+    assert!(fixture.store.layer(&image.chain()[1]).is_none());
+    let rw = fixture.rw();
+    rw.mount("one", false).unwrap();
+    assert_eq!(fixture.read_top(&image, "lost"), b"lost");
+    assert!(fixture.store.layer(&image.chain()[1]).is_some());
+    // Nobody has the layer of this one any more; what the container wrote is still its own.
+    rw.mount("two", false).unwrap();
+    for container in ["one", "two"] {
+        rw.unmount(container).unwrap();
+        rw.remove(container).unwrap();
+    }
+    fixture.store.gc(&GcOptions::default()).unwrap();
+    assert_eq!(fixture.store.check(true).unwrap(), Vec::<String>::new());
+}

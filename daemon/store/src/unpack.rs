@@ -119,6 +119,22 @@ impl Store {
         Ok(())
     }
 
+    /// Makes an active snapshot a layer. One that is there already lost its record, and something stood on it at the start:
+    /// after a power failure its files may be damaged, so they make room for the new ones. Where a container is mounted on
+    /// it there has been none since, and it stays.
+    pub(crate) fn commit_snapshot(&self, active: &ActiveId, layer: &LayerId) -> Result<()> {
+        let driver = &self.inner.driver;
+        let replaced = match driver.commit(active, layer) {
+            Err(error) if error.kind() == DriverErrorKind::AlreadyExists => driver.replace(active, layer),
+            committed => return Ok(committed?),
+        };
+        match replaced {
+            Err(error) if error.kind() == DriverErrorKind::InUse => self.remove_active(active),
+            other => other?,
+        }
+        Ok(())
+    }
+
     pub(crate) fn remove_active(&self, active: &ActiveId) {
         match self.inner.driver.remove(SnapshotRef::Active(active)) {
             Ok(()) => {}
@@ -221,12 +237,7 @@ impl<'s> Draft<'s> {
             // A table without a record is an orphan, so it comes first.
             durable::publish(&staged, &owners_path(&store.layer_records(), &id))?;
         }
-        match store.inner.driver.commit(&self.active, &id) {
-            Ok(()) => {}
-            // Its record was lost, and at the start something stood on it; it has the same content as ours.
-            Err(error) if error.kind() == DriverErrorKind::AlreadyExists => store.remove_active(&self.active),
-            Err(error) => return Err(error.into()),
-        }
+        store.commit_snapshot(&self.active, &id)?;
         self.committed = true;
         store.inner.steps.after("layer committed");
         store.record(&id, layer, &applied)

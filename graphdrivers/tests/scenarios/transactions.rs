@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::fs;
 use std::sync::Barrier;
 
-use skiff_graphdrivers::{Access, ErrorKind, Mounter, PrepareOptions, SnapshotKey, SnapshotRef, select};
+use skiff_graphdrivers::{
+    Access, ErrorKind, GraphDriver, Mounter, PrepareOptions, SnapshotKey, SnapshotRef, select,
+};
 
 use super::{Fixture, commit, fill, key, kind, layer, list, names, prepare, see};
 
@@ -64,6 +66,74 @@ pub(crate) fn commit_is_atomic_and_checked(f: &Fixture) {
         kind(driver.stat(SnapshotRef::Active(&key("b")))),
         ErrorKind::NotFound
     );
+}
+
+pub(crate) fn a_damaged_layer_is_replaced_below_what_stands_on_it(f: &Fixture) {
+    let driver = f.open();
+    commit(&*driver, &layer(1), None, &[("base", "base")]);
+    commit(
+        &*driver,
+        &layer(2),
+        Some(&layer(1)),
+        &[("x", "damaged"), ("surplus", "")],
+    );
+    commit(&*driver, &layer(3), Some(&layer(2)), &[("top", "top")]);
+    prepare(&*driver, "rw", Some(&layer(3)));
+    let read = |driver: &dyn GraphDriver, name: &str| {
+        let top = SnapshotRef::Layer(&layer(2));
+        see(f, driver, top, Access::ReadOnly, |p| {
+            fs::read_to_string(p.join(name)).ok()
+        })
+    };
+    prepare(&*driver, "new", Some(&layer(1)));
+    fill(&*driver, "new", &[("x", "good")]);
+    assert_eq!(
+        kind(driver.replace(&key("missing"), &layer(2))),
+        ErrorKind::NotFound
+    );
+    assert_eq!(kind(driver.replace(&key("new"), &layer(9))), ErrorKind::NotFound);
+    assert_eq!(
+        kind(driver.replace(&key("new"), &layer(1))),
+        ErrorKind::InvalidArgument
+    );
+    // Not below a mount.
+    let rw = SnapshotRef::Active(&key("rw"));
+    if let Some(target) = driver.mount_point(&key("rw")).unwrap() {
+        let mounter = Mounter::new();
+        fs::create_dir_all(&target).unwrap();
+        mounter
+            .mount(&driver.mounts(rw, Access::ReadWrite).unwrap(), &target)
+            .unwrap();
+        assert_eq!(kind(driver.replace(&key("new"), &layer(2))), ErrorKind::InUse);
+        assert_eq!(read(&*driver, "x").as_deref(), Some("damaged"));
+        mounter.unmount(&target).unwrap();
+    }
+    driver.replace(&key("new"), &layer(2)).unwrap();
+    let before = list(&*driver);
+    drop(driver);
+    let driver = f.open();
+    assert_eq!(list(&*driver), before);
+    assert_eq!(before.len(), 4);
+    assert_eq!(read(&*driver, "x").as_deref(), Some("good"));
+    assert_eq!(read(&*driver, "surplus"), None);
+    assert_eq!(read(&*driver, "base").as_deref(), Some("base"));
+    if driver.capabilities().native_diff {
+        let seen = see(f, &*driver, rw, Access::ReadWrite, |p| {
+            (fs::read_to_string(p.join("x")).unwrap(), names(p))
+        });
+        assert_eq!(seen.0, "good");
+        assert_eq!(seen.1, ["base", "top", "x"]);
+    }
+    // What stands on it keeps it, and the last to go sets it free.
+    assert_eq!(
+        kind(driver.remove(SnapshotRef::Layer(&layer(2)))),
+        ErrorKind::InUse
+    );
+    driver.remove(rw).unwrap();
+    for n in [3, 2, 1] {
+        driver.remove(SnapshotRef::Layer(&layer(n))).unwrap();
+    }
+    assert_eq!(list(&*driver), []);
 }
 
 pub(crate) fn a_parent_with_children_is_in_use(f: &Fixture) {

@@ -8,7 +8,8 @@ use std::thread;
 
 use jiff::Timestamp;
 use skiff_graphdrivers::{
-    ActiveId, DiffSource, ErrorKind as DriverErrorKind, GraphDriver, LayerId, PrepareOptions, SnapshotRef,
+    ActiveId, DiffSource, ErrorKind as DriverErrorKind, GraphDriver, LayerId, PrepareOptions, SnapshotKey,
+    SnapshotRef,
 };
 
 use super::journal::{Journal, Moved, Stage};
@@ -17,8 +18,9 @@ use super::{Migration, Progress, reserve};
 use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
+use crate::gc::remove_snapshots;
 use crate::layers::{LayerRecord, owners_path, record_name};
-use crate::rw::active_id;
+use crate::rw::{active_id, container_of};
 use crate::{FORMAT_VERSION, NewLayer, Store};
 
 /// Active snapshots that are to become layers begin with this.
@@ -41,6 +43,7 @@ impl Migration<'_> {
     /// `Conflict` when a migration to another driver is under way; `NoSpace`; `Corrupt` for a damaged blob; `Io`.
     /// The same call goes on where it ended.
     pub fn convert(&self, plan: &MigrationPlan, progress: &dyn Progress) -> Result<Outcome> {
+        self.discard_lost_copies()?;
         let mut journal = self.begin(plan)?;
         if journal.stage == Stage::Converting {
             let sources = self.sources(&plan.to)?;
@@ -96,6 +99,28 @@ impl Migration<'_> {
             journal.write(&self.root, &self.steps)?;
         }
         Ok(Outcome::Converted)
+    }
+
+    /// What was copied before a power failure may not have reached the disk. Copies of writable layers go here; then nothing
+    /// stands on copied layers, and opening the store removes those whose record is of another boot or was not written.
+    fn discard_lost_copies(&self) -> Result<()> {
+        let Some(journal) = self.journal()? else {
+            return Ok(());
+        };
+        if journal.stage != Stage::Converting || journal.boot == self.options.boot {
+            return Ok(());
+        }
+        let driver = self.open_driver(&journal.to)?;
+        let copies = driver.list()?.into_iter().map(|info| info.key);
+        let copies = copies.filter(|key| match key {
+            SnapshotKey::Active(id) => {
+                id.as_str().starts_with(PREFIX)
+                    || container_of(id)
+                        .is_some_and(|id| journal.containers.iter().any(|moved| moved.id == id))
+            }
+            SnapshotKey::Layer(_) => false,
+        });
+        remove_snapshots(driver.as_ref(), copies.collect()).map(drop)
     }
 
     /// The journal: the one that is there, or a new one. From here on the daemon does not start.

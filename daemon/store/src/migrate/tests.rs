@@ -54,6 +54,9 @@ impl GraphDriver for Other {
     fn commit(&self, key: &ActiveId, layer: &LayerId) -> skiff_graphdrivers::Result<()> {
         self.0.commit(key, layer)
     }
+    fn replace(&self, key: &ActiveId, layer: &LayerId) -> skiff_graphdrivers::Result<()> {
+        self.0.replace(key, layer)
+    }
     fn remove(&self, snapshot: SnapshotRef<'_>) -> skiff_graphdrivers::Result<()> {
         self.0.remove(snapshot)
     }
@@ -222,8 +225,17 @@ impl Place {
     }
 
     fn migrate<T>(&self, steps: &Steps, work: impl FnOnce(&Migration<'_>) -> T) -> T {
+        self.migrate_in(StoreOptions::default(), steps, work)
+    }
+
+    fn migrate_in<T>(
+        &self,
+        options: StoreOptions,
+        steps: &Steps,
+        work: impl FnOnce(&Migration<'_>) -> T,
+    ) -> T {
         let open = |root: &Path, name: &str| open_driver(root, name);
-        let mut migration = Migration::new(&self.root, &open, &self.records, StoreOptions::default());
+        let mut migration = Migration::new(&self.root, &open, &self.records, options);
         migration.steps = steps.clone();
         work(&migration)
     }
@@ -424,6 +436,62 @@ fn what_the_new_driver_had_before_stays_after_a_roll_back() {
     drop(store);
     fs::remove_file(place.root.join("containers/early")).unwrap();
     assert_eq!(place.view(OLD), before);
+}
+
+/// Interrupted after each step in turn, and then the power fails: every file of the new driver is empty after it.
+#[test]
+fn copies_that_a_power_failure_damaged_are_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let full = Place::fill(&directory.path().join("full"));
+    let before = full.view(OLD);
+    for limit in 1.. {
+        let root = directory.path().join(format!("data-{limit}"));
+        copy(&full.root, &root);
+        let place = Place::at(&root);
+        let outcome = place.migrate(&Steps::default(), |migration| {
+            let watcher = Watcher {
+                stop_after: Some(limit),
+                ..Watcher::default()
+            };
+            migration
+                .convert(&migration.plan(NEW).unwrap(), &watcher)
+                .unwrap()
+        });
+        if outcome == Outcome::Converted {
+            assert!(limit > 5);
+            return;
+        }
+        empty_files(&root.join(NEW));
+        let after = StoreOptions {
+            boot: "the next".to_owned(),
+            ..StoreOptions::default()
+        };
+        place.migrate_in(after, &Steps::default(), |migration| {
+            let plan = migration.plan(NEW).unwrap();
+            assert_eq!(
+                migration.convert(&plan, &Watcher::default()).unwrap(),
+                Outcome::Converted
+            );
+        });
+        place.confirm(&Steps::default());
+        place.has_only(NEW, &before);
+    }
+}
+
+fn empty_files(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        let kind = path.symlink_metadata().unwrap();
+        // The driver's own marks are synced when they are made.
+        let own = path.file_name().is_some_and(|name| name == "format");
+        if kind.is_dir() {
+            empty_files(&path);
+        } else if kind.is_file() && !own {
+            fs::write(&path, "").unwrap();
+        }
+    }
 }
 
 #[test]

@@ -95,6 +95,14 @@ impl GraphDriver for Layered {
         Ok(())
     }
 
+    fn replace(&self, key: &ActiveId, layer: &LayerId) -> Result<()> {
+        let from = self.existing(SnapshotRef::Active(key))?;
+        let to = self.directory(SnapshotRef::Layer(layer));
+        fs::remove_dir_all(self.existing(SnapshotRef::Layer(layer))?).unwrap();
+        fs::rename(from, to).unwrap();
+        Ok(())
+    }
+
     fn remove(&self, snapshot: SnapshotRef<'_>) -> Result<()> {
         let directory = self.existing(snapshot)?;
         if let SnapshotRef::Layer(id) = snapshot

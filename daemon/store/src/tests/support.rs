@@ -228,7 +228,7 @@ impl Fixture {
         fs::read(self.top_directory(image).join(file)).unwrap()
     }
 
-    fn top_directory(&self, image: &TestImage) -> PathBuf {
+    pub(crate) fn top_directory(&self, image: &TestImage) -> PathBuf {
         let chain = image.chain();
         let top = SnapshotRef::Layer(chain.last().unwrap());
         match self
