@@ -3,7 +3,7 @@
 #
 #   bench.sh engine [ARGS]        start, memory, `docker run`, pulls, …: integration/bench/bench.py
 #   bench.sh drivers [ARGS]       the storage drivers under criterion, in a user namespace: graphdrivers/bench/benches
-#   bench.sh archive [ARGS]       the archive engine: graphdrivers/archive/benches
+#   bench.sh archive [ARGS]       the archive engine beside its floor, then under criterion: graphdrivers/archive/benches
 #   bench.sh filesystems [ARGS]   our FUSE overlay beside the kernel's and others: integration/bench/filesystems.py
 #   bench.sh [ARGS]               drivers, archive, then engine with ARGS
 #
@@ -56,7 +56,11 @@ bench_drivers() {
   if [ -d "$work/criterion" ]; then rm -rf "$kept"; cp -r "$work/criterion" "$kept"; fi
 }
 
-bench_archive() { cargo bench --locked -p skiff-archive -- "$@"; }
+# ARGS are criterion's.
+bench_archive() {
+  cargo bench --locked -p skiff-archive --bench apply
+  cargo bench --locked -p skiff-archive --bench engine -- "$@"
+}
 
 bench_filesystems() {
   need_build_tools

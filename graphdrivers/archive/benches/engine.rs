@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark stops at any error")]
 
 // Its sizes are not all used here.
-#[allow(dead_code, reason = "shared with the other benchmark")]
+#[expect(dead_code, reason = "shared with the other benchmark")]
 #[path = "apply/layers.rs"]
 mod layers;
 
