@@ -109,6 +109,28 @@ fn a_container_whose_server_is_killed_is_reported_and_can_be_started_again() {
 }
 
 #[test]
+fn the_next_daemon_knows_of_servers_that_died_and_watches_the_others() {
+    require!(Engine::own() && is_root(), "kills processes of the engine");
+    let mut engine = Engine::with_busybox("fuse-overlayfs");
+    let names = ["dead", "dies", "lives"];
+    for name in names {
+        engine.detached(&["--name", name], &["sleep", "1000"]);
+    }
+    let [dead, dies, _] = names.map(|name| server_of(&engine, name).pid);
+    engine.kill_9(engine.daemon_pid());
+    engine.wait_for_exit();
+    engine.kill_9(dead);
+    engine.start_again();
+    let state = |name: &str| engine.inspect(name, "{{.State.Running}} {{.State.Error}}");
+    assert!(state("dead").starts_with("true the server of the root file system on "));
+    assert_eq!([state("dies"), state("lives")], ["true", "true"]);
+    engine.kill_9(dies);
+    assert!(state("dies").starts_with("true the server (process "));
+    assert_eq!(state("lives"), "true");
+    engine.docker(["rm", "-f", "dead", "dies", "lives"]).ok();
+}
+
+#[test]
 fn a_container_whose_server_died_can_be_removed() {
     require!(Engine::own() && is_root(), "kills a process of the engine");
     let engine = Engine::with_busybox("fuse-overlayfs");
