@@ -125,7 +125,11 @@ fn the_next_daemon_knows_of_servers_that_died_and_watches_the_others() {
     assert!(state("dead").starts_with("true the server of the root file system on "));
     assert_eq!([state("dies"), state("lives")], ["true", "true"]);
     engine.kill_9(dies);
-    assert!(state("dies").starts_with("true the server (process "));
+    eventually("the death is seen", PATIENCE, || {
+        state("dies")
+            .starts_with("true the server (process ")
+            .then_some(())
+    });
     assert_eq!(state("lives"), "true");
     engine.docker(["rm", "-f", "dead", "dies", "lives"]).ok();
 }
@@ -137,8 +141,10 @@ fn a_container_whose_server_died_can_be_removed() {
     // It needs no file any more, so it goes on.
     engine.detached(&["--name", "box"], &["sleep", "1000"]);
     engine.kill_9(server_of(&engine, "box").pid);
-    let state = engine.inspect("box", "{{.State.Running}} {{.State.Error}}");
-    assert!(state.starts_with("true the server (process "), "{state}");
+    eventually("the death is seen", PATIENCE, || {
+        let state = engine.inspect("box", "{{.State.Running}} {{.State.Error}}");
+        state.starts_with("true the server (process ").then_some(())
+    });
     assert_eq!(engine.get("/containers/json").status, 200);
     engine.docker(["rm", "-f", "box"]).ok();
     let active = engine.data_root().join("fuse-overlayfs");
