@@ -30,7 +30,7 @@ impl ProcessIdentity {
     /// `NotFound` when there is none with this pid; other errors when `/proc` cannot be read.
     pub fn of(pid: u32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let start_time = start_time(&stat).ok_or_else(|| {
+        let start_time = field(&stat, 22).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat: {stat:?}"))
         })?;
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?
@@ -90,10 +90,22 @@ pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
     Ok(poll(&mut fds, Some(&now))? > 0)
 }
 
-/// Field 22 of `/proc/PID/stat`. The second field is the command in parentheses and may contain anything.
-fn start_time(stat: &str) -> Option<u64> {
+/// Whether a process is on its way out, or gone. A killed process closes its descriptors, which others notice, some time
+/// before its pidfd says that it has ended. (`PF_EXITING` in field 9 of `/proc/PID/stat`: proc_pid_stat(5), linux/sched.h.)
+pub fn is_exiting(pid: u32) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.ok()
+        .and_then(|stat| field(&stat, 9))
+        .is_none_or(|flags| flags & PF_EXITING != 0)
+}
+
+/// A numeric field after the third of `/proc/PID/stat`, counted from 1 as in proc_pid_stat(5). The second is the command in
+/// parentheses and may contain anything.
+fn field(stat: &str, number: usize) -> Option<u64> {
     let (_, after_command) = stat.rsplit_once(')')?;
-    after_command.split_ascii_whitespace().nth(19)?.parse().ok()
+    let field = after_command.split_ascii_whitespace().nth(number - 3)?;
+    field.parse().ok()
 }
 
 impl fmt::Display for ProcessIdentity {
@@ -171,18 +183,20 @@ mod tests {
             .spawn()
             .unwrap();
         let identity = ProcessIdentity::of(child.id()).unwrap();
+        assert!(!is_exiting(child.id()));
         let pidfd = identity.open().unwrap().expect("alive");
         child.kill().unwrap();
         let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
         rustix::event::poll(&mut fds, None).unwrap();
         assert!(!identity.is_alive().unwrap(), "not yet reaped, but ended");
+        assert!(is_exiting(child.id()));
         child.wait().unwrap();
     }
 
     #[test]
     fn a_command_with_parentheses_does_not_shift_the_fields() {
         let tail = (3..=21).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-        assert_eq!(start_time(&format!("7 (a) b) {tail} 4711 23")), Some(4711));
-        assert_eq!(start_time("7 (a"), None);
+        assert_eq!(field(&format!("7 (a) b) {tail} 4711 23"), 22), Some(4711));
+        assert_eq!(field("7 (a", 22), None);
     }
 }

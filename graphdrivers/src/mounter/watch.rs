@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::event::epoll;
 use rustix::io::Errno;
+use skiff_sys::identity::{has_ended, is_exiting};
 
 /// The servers under watch.
 #[derive(Debug, Default)]
@@ -41,9 +42,9 @@ struct Server {
 }
 
 impl Server {
+    /// Its connection is cut when it closes its descriptors, before it is quite gone.
     fn has_died(&self) -> bool {
-        let mut process = [PollFd::new(&self.process, PollFlags::IN)];
-        poll(&mut process, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        has_ended(&self.process).unwrap_or(false) || is_exiting(self.pid)
     }
 
     fn obituary(&self) -> String {
