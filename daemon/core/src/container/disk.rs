@@ -59,13 +59,11 @@ impl Disk {
         Self { root }
     }
 
-    /// Ids of everything that is or was going to be a container.
+    /// Ids of everything that is or was going to be a container, its record readable or not. A directory that cannot be
+    /// listed, or is not there, is an error: whoever took it for an empty one could take containers' data for nobody's.
     pub(super) fn ids(&self) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(&self.root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other?,
-        };
-        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let names =
+            fs::read_dir(&self.root)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
         names
             .filter(|name| name.as_ref().map_or(true, |name| is_id(name)))
             .collect()
@@ -125,7 +123,7 @@ impl Disk {
     }
 
     /// Reads all containers; removes what a killed daemon left half made or half removed, and sets aside
-    /// (with a warning) records that cannot be read.
+    /// (with an error in the log) records that cannot be read: [`Disk::ids`] still names them, so their layers stay.
     pub(super) fn load(&self) -> Result<Vec<(Record, Option<StateFile>)>> {
         let failed = |e| Error::system(format!("read {}", self.root.display())).caused_by(e);
         let mut containers = Vec::new();
@@ -234,6 +232,9 @@ mod tests {
         assert!(disk.load().unwrap().is_empty());
         assert!(!disk.directory(&half).exists());
         assert!(disk.directory(&damaged).exists());
+        assert_eq!(disk.ids().unwrap(), [damaged]);
+        fs::rename(root.path().join("containers"), root.path().join("elsewhere")).unwrap();
+        assert!(disk.ids().is_err(), "not an empty list");
     }
 
     #[test]

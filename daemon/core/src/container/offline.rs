@@ -1,5 +1,6 @@
 //! Containers' records while no daemon runs: for commands that work on the data root (`skiffd storage …`).
 
+use std::io::ErrorKind as IoKind;
 use std::path::PathBuf;
 
 use skiff_store::migrate::{ContainerRecord, ContainerRecords};
@@ -27,7 +28,12 @@ impl ContainerRecords for OfflineRecords {
     /// Also when a single record cannot be read: whoever acted on the others could take its data for nobody's.
     fn list(&self) -> Result<Vec<ContainerRecord>> {
         let mut found = Vec::new();
-        for id in self.disk.ids().map_err(|e| Error::io("list the containers", e))? {
+        let ids = match self.disk.ids() {
+            // There never was a daemon.
+            Err(error) if error.kind() == IoKind::NotFound => Vec::new(),
+            other => other.map_err(|e| Error::io("list the containers", e))?,
+        };
+        for id in ids {
             let record = self.disk.read_record(&id);
             let record = record.map_err(|e| Error::corrupt(format!("record of container {id}: {e}")))?;
             found.extend(record.map(|record| ContainerRecord {

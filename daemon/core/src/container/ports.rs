@@ -85,6 +85,6 @@ pub trait RootFilesystems: Send + Sync + 'static {
         false
     }
 
-    /// Removes the writable layers of all containers but `live`.
+    /// Removes the writable layers of all containers but `live`, and what else in the storage nobody needs.
     async fn keep_only(&self, live: &[String]) -> Result<()>;
 }

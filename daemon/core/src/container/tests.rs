@@ -61,6 +61,8 @@ struct World {
     /// The next start fails with this.
     broken_start: Mutex<Option<(i32, &'static str)>>,
     refuse_removal: Mutex<bool>,
+    /// Rounds of the janitor.
+    rounds: watch::Sender<u64>,
 }
 
 struct Task {
@@ -129,6 +131,7 @@ impl RootFilesystems for World {
     }
     async fn keep_only(&self, live: &[String]) -> Result<()> {
         self.layers.lock().unwrap().retain(|id| live.contains(id));
+        self.rounds.send_modify(|rounds| *rounds += 1);
         Ok(())
     }
 }
@@ -600,6 +603,60 @@ async fn a_new_daemon_adopts_what_runs_and_records_what_ended() {
     assert!(b.world.sandboxes.lock().unwrap().contains(&runs));
     containers.stop("runs", StopOptions::default()).await.unwrap();
     drop(orphaned);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_whose_record_cannot_be_read_keeps_its_layer() {
+    let b = bench();
+    let good = b.create("good", HostConfig::default()).await;
+    let damaged = b.create("damaged", HostConfig::default()).await;
+    let newer = b.create("newer", HostConfig::default()).await;
+    let directory = b.directory.path().join("containers");
+    let record = |id: &str| directory.join(id).join("config.json");
+    std::fs::write(record(&damaged), "{").unwrap();
+    let mut of_newer: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(record(&newer)).unwrap()).unwrap();
+    of_newer["version"] = serde_json::json!(disk::FORMAT + 1);
+    std::fs::write(record(&newer), of_newer.to_string()).unwrap();
+    b.world.layers.lock().unwrap().insert("orphan".to_owned());
+
+    let containers = b.restarted().await;
+    let mut rounds = b.world.rounds.subscribe();
+    rounds.wait_for(|rounds| *rounds == 1).await.unwrap();
+    for id in [&damaged, &newer] {
+        assert!(containers.find(id).is_err());
+    }
+    let all = HashSet::from([good.clone(), damaged.clone(), newer]);
+    assert_eq!(*b.world.layers.lock().unwrap(), all);
+
+    // A list that cannot be read is not an empty one.
+    let elsewhere = b.directory.path().join("elsewhere");
+    std::fs::rename(&directory, &elsewhere).unwrap();
+    containers.shared.janitor.notify_one();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(*b.world.layers.lock().unwrap(), all);
+    std::fs::rename(&elsewhere, &directory).unwrap();
+    std::fs::remove_dir_all(directory.join(&damaged)).unwrap();
+    containers.shared.janitor.notify_one();
+    rounds.wait_for(|rounds| *rounds == 2).await.unwrap();
+    assert!(!b.world.layers.lock().unwrap().contains(&damaged));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_needs_is_collected_every_hour() {
+    let b = bench();
+    let containers = b.restarted().await;
+    let mut rounds = b.world.rounds.subscribe();
+    rounds.wait_for(|rounds| *rounds == 1).await.unwrap();
+    // Nothing is removed, so nobody rings.
+    b.world.layers.lock().unwrap().insert("orphan".to_owned());
+    let begun = tokio::time::Instant::now();
+    rounds.wait_for(|rounds| *rounds == 2).await.unwrap();
+    assert!(b.world.layers.lock().unwrap().is_empty());
+    // The clock is virtual.
+    assert_eq!(begun.elapsed().as_secs(), 3600);
+    rounds.wait_for(|rounds| *rounds == 3).await.unwrap();
+    drop(containers);
 }
 
 #[tokio::test]
