@@ -3,6 +3,7 @@
 //! ```text
 //!   begin ──▶ ingest/<hex>.partial ──write…──▶ commit: size and digest right? fsync, rename to blobs/, fsync directory
 //!               │ left by a crash or a cut connection: hashed again and continued     wrong: removed, Corrupt
+//!               │                                                                     fsync fails: removed
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -17,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::follow::{Flow, Follower};
 
 /// A blob being written. Dropped without [`Ingest::commit`] it fails its followers and leaves the partial file for
-/// the next try, except after a full disk or wrong bytes, when the file is removed.
+/// the next try, except after a full disk, a failed fsync or wrong bytes, when the file is removed.
 pub struct Ingest {
     store: Store,
     digest: Digest,
@@ -167,7 +168,7 @@ impl Ingest {
     ///
     /// # Errors
     /// `Corrupt` when digest or size are wrong (the partial file is removed, except when it is merely short: then it
-    /// can be resumed); `NoSpace`; `Io`.
+    /// can be resumed); `NoSpace`; `Io`, also when the bytes did not get to the disk: then they go.
     pub fn commit(mut self) -> Result<()> {
         let verified = self.verify();
         // Followers only need to know that the bytes are right; that they are on the disk is for the registration.
@@ -196,12 +197,14 @@ impl Ingest {
         Ok(())
     }
 
-    fn name(&self) -> Result<()> {
+    fn name(&mut self) -> Result<()> {
         let steps = &self.store.inner.steps;
         steps.after("blob written");
-        self.file
-            .sync_all()
-            .map_err(|e| Error::io(format!("fsync {}", self.path.display()), e))?;
+        if let Err(error) = self.file.sync_all() {
+            // The kernel has marked the lost pages clean: the next try would read good bytes, and its fsync succeed.
+            self.discard = true;
+            return Err(Error::io(format!("fsync {}", self.path.display()), error));
+        }
         durable::publish(&self.path, &self.store.blob_path(&self.digest))?;
         steps.after("blob renamed");
         durable::sync_directory(&self.store.inner.root.join("blobs/sha256"))
