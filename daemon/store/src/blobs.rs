@@ -47,24 +47,35 @@ impl Store {
         read_document(&self.blob_path(digest), digest)
     }
 
-    /// Stores a small blob whose bytes are at hand; nothing happens when it is there already.
+    /// Stores a small blob whose bytes are at hand; nothing happens when it is there already. One whose bytes on the disk
+    /// are damaged, or cannot be read, is replaced: that is what another pull or load is for.
     ///
     /// # Errors
     /// `Corrupt` when the bytes do not have the digest; `NoSpace`; `Io`.
     pub fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
-        let present = || -> Result<bool> { Ok(self.blob_size(digest)? == Some(bytes.len() as u64)) };
-        if present()? {
+        let present = || self.read_blob(digest).is_ok_and(|there| there == bytes);
+        if present() {
             return Ok(());
         }
         let mut ingest = self.ingest(digest, bytes.len() as u64)?;
         // Whoever wrote it while we waited may have finished.
-        if present()? {
+        if present() {
             ingest.discard();
             return Ok(());
         }
         ingest.restart()?;
         ingest.write(bytes)?;
         ingest.commit()
+    }
+
+    /// Whether a blob of this size is there; one that is small enough for a document is read, because no later step would
+    /// notice its damage before it is needed.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn has_good_blob(&self, digest: &Digest, size: u64) -> Result<bool> {
+        let there = self.blob_size(digest)? == Some(size);
+        Ok(there && (size > DOCUMENT_LIMIT || self.read_blob(digest).is_ok()))
     }
 
     /// Puts a blob that nobody needs out of the way, at once; the space is freed by [`Store::purge`].

@@ -81,6 +81,8 @@ struct DamagedImage {
     entry: ImageEntry,
     /// What is still there of it, for whoever repairs it.
     blobs: Vec<Digest>,
+    /// A manifest cannot be read either, so there may be more.
+    more: bool,
 }
 
 /// An image to be made known after a pull.
@@ -103,6 +105,17 @@ pub struct RemovalPlan {
     pub names: Vec<ReferenceKey>,
     /// An image to remove with all names it still has.
     pub image: Option<Digest>,
+    /// What this was decided on; `None` removes whatever is there.
+    pub seen: Option<SeenNames>,
+}
+
+/// All names that an image had when somebody decided what to remove. A pull may give it another one meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenNames {
+    /// The image.
+    pub image: Digest,
+    /// Its names, in the order of the alphabet.
+    pub names: Vec<ReferenceKey>,
 }
 
 /// What a removal did.
@@ -149,10 +162,11 @@ impl Store {
             if let Some(known) = catalog.images.get(&image.id) {
                 image = Image::clone(known);
                 image.add_manifest(registration.manifest, &manifest)?;
+                image.reread(&self.inner.root);
             }
+            catalog.restore(&mut image, &self.inner.root);
             let image = Arc::new(image);
             catalog.images.insert(image.id, Arc::clone(&image));
-            catalog.restore_names(&image.id);
             catalog.registered.entry(image.id).or_insert(now);
             let mut changed = false;
             for name in &registration.names {
@@ -184,7 +198,7 @@ impl Store {
         self.change(|catalog| {
             let known = catalog.images.get(image);
             let known = known.ok_or_else(|| Error::not_found(format!("image {image} does not exist")))?;
-            let target = known.manifests.first().map(|m| m.digest);
+            let target = known.manifest_digests().next();
             let reference = Reference {
                 image: *image,
                 target,
@@ -210,14 +224,51 @@ impl Store {
         })
     }
 
+    /// Removes an image whose configuration cannot be read, by the beginning of its id; its names go with it when there is
+    /// but one, or when it is forced. Returns the image and its names; `None` when there is no such image, or no single one.
+    ///
+    /// # Errors
+    /// `Conflict` when it has more names; `NoSpace`; `Io`.
+    pub fn forget_damaged_image(
+        &self,
+        prefix: &str,
+        force: bool,
+    ) -> Result<Option<(Digest, Vec<ReferenceKey>)>> {
+        let catalog = self.catalog();
+        let mut found = catalog.damaged.images.keys().filter(|id| id.begins_with(prefix));
+        let (Some(&id), None) = (found.next(), found.next()) else {
+            return Ok(None);
+        };
+        self.change(|catalog| {
+            let of_image = |_: &ReferenceKey, reference: &mut Reference| reference.image == id;
+            let names: Vec<_> = catalog.damaged.references.extract_if(.., of_image).collect();
+            if names.len() > 1 && !force {
+                let text = format!("image {} has several names", id.short());
+                return Err(Error::new(ErrorKind::Conflict, text));
+            }
+            catalog.damaged.images.remove(&id);
+            Ok(Some((id, names.into_iter().map(|(name, _)| name).collect())))
+        })
+    }
+
     /// Removes names, and an image with all its remaining names; then its layers and blobs as far as no other image,
     /// container or lease needs them. Removals are renames; [`Store::purge`] frees the space.
     ///
     /// # Errors
-    /// `NotFound` for a name or the image; `NoSpace`; `Io`. When the clean-up after the first step fails, the image
+    /// `Conflict` when the image has other names than the plan was made for: nothing was removed, decide again. `NotFound`
+    /// for a name or the image; `NoSpace`; `Io`. When the clean-up after the first step fails, the image
     /// is gone all the same and [`Store::gc`] takes the rest.
     pub fn remove(&self, plan: &RemovalPlan) -> Result<Removed> {
         let (image, targets) = self.change(|catalog| {
+            if let Some(seen) = &plan.seen
+                && !catalog
+                    .names_of(&seen.image)
+                    .map(|(name, _)| name)
+                    .eq(&seen.names)
+            {
+                let text = format!("the names of image {} have changed meanwhile", seen.image.short());
+                return Err(Error::new(ErrorKind::Conflict, text));
+            }
             let mut targets = Vec::new();
             for name in &plan.names {
                 let gone = catalog.references.remove(name);
@@ -242,13 +293,15 @@ impl Store {
         })?;
         self.inner.steps.after("image forgotten");
         let mut removed = Removed::default();
-        let blobs: HashSet<Digest> = image
+        let mut blobs: HashSet<Digest> = image
             .iter()
             .flat_map(|image| image.blobs())
             .chain(targets)
             .collect();
         if let Some(image) = image {
-            removed.layers = self.drop_chain(&image)?;
+            let records = image.chain.iter().filter_map(|layer| self.layer(layer));
+            blobs.extend(records.filter_map(|record| Some(record.blob.as_ref()?.digest)));
+            removed.layers = self.drop_chain(&image.chain)?;
         }
         removed.blob_bytes = self.drop_blobs(&blobs)?.1;
         Ok(removed)
@@ -287,13 +340,9 @@ impl Catalog {
 
     /// The images whose id begins with these hexadecimal digits (`sha256:` in front is allowed).
     pub fn by_prefix(&self, prefix: &str) -> Vec<&Arc<Image>> {
-        let digits = prefix.strip_prefix("sha256:").unwrap_or(prefix);
-        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Vec::new();
-        }
         self.images
             .values()
-            .filter(|image| image.id.hex().starts_with(digits))
+            .filter(|image| image.id.begins_with(prefix))
             .collect()
     }
 
@@ -303,12 +352,17 @@ impl Catalog {
         self.references.insert(name, reference);
     }
 
-    /// The image can be read again: so can its names that nothing else got meanwhile.
-    fn restore_names(&mut self, image: &Digest) {
-        let of_image = |_: &ReferenceKey, reference: &mut Reference| reference.image == *image;
-        let damaged = &mut self.damaged;
-        let names: Vec<_> = damaged.references.extract_if(.., of_image).collect();
-        damaged.images.remove(image);
+    /// The image can be read again: so can its names that nothing else got meanwhile, and perhaps its other manifests.
+    fn restore(&mut self, image: &mut Image, root: &Path) {
+        let Some(DamagedImage { entry, .. }) = self.damaged.images.remove(&image.id) else {
+            return;
+        };
+        for manifest in &entry.manifests {
+            image.read_manifest(root, manifest);
+        }
+        self.registered.insert(image.id, entry.registered);
+        let of_image = |_: &ReferenceKey, reference: &mut Reference| reference.image == image.id;
+        let names: Vec<_> = self.damaged.references.extract_if(.., of_image).collect();
         for (name, reference) in names {
             self.references.entry(name).or_insert(reference);
         }
@@ -319,7 +373,17 @@ impl Catalog {
         self.images.values().flat_map(|image| &image.chain).collect()
     }
 
-    /// Every blob some image or name needs.
+    /// An image with a manifest that cannot be read. While there is one, nobody can say that a blob is not needed.
+    pub(crate) fn unread(&self) -> Option<&Digest> {
+        let images = self.images.values().filter(|image| !image.unread.is_empty());
+        let damaged = self.damaged.images.iter().filter(|(_, image)| image.more);
+        images
+            .map(|image| &image.id)
+            .chain(damaged.map(|(id, _)| id))
+            .next()
+    }
+
+    /// Every blob some image or name needs, as far as manifests can be read ([`Catalog::unread`]).
     pub(crate) fn needed_blobs(&self) -> HashSet<Digest> {
         let of_images = self.images.values().flat_map(|image| image.blobs());
         of_images
@@ -330,7 +394,7 @@ impl Catalog {
 
     fn document(&self) -> Document {
         let entry = |image: &Arc<Image>| ImageEntry {
-            manifests: image.manifests.iter().map(|m| m.digest).collect(),
+            manifests: image.manifest_digests().collect(),
             registered: self.registered.get(&image.id).copied().unwrap_or_default(),
         };
         let Damaged { images, references } = &self.damaged;
@@ -345,6 +409,23 @@ impl Catalog {
                 .chain(self.references.clone())
                 .collect(),
         }
+    }
+}
+
+impl DamagedImage {
+    fn new(root: &Path, entry: ImageEntry) -> Self {
+        let mut blobs = entry.manifests.clone();
+        let mut more = false;
+        for manifest in &entry.manifests {
+            match image::layers_of(root, manifest) {
+                Ok(layers) => blobs.extend(layers),
+                Err(error) => {
+                    tracing::error!(%manifest, %error, "a manifest of a damaged image cannot be read");
+                    more = true;
+                }
+            }
+        }
+        Self { entry, blobs, more }
     }
 }
 
@@ -427,7 +508,8 @@ fn read(root: &Path) -> Result<Option<Document>> {
 }
 
 /// Reads the catalogue; a store without one is empty. An image whose configuration is damaged is kept out of sight, with
-/// an error in the log: one bad disk block must not keep the daemon from starting.
+/// an error in the log: one bad disk block must not keep the daemon from starting. What cannot be read is not forgotten:
+/// it stays in the catalogue, and no blob is swept as long as a manifest is missing.
 pub(crate) fn load(root: &Path) -> Result<Catalog> {
     let Some(document) = read(root)? else {
         return Ok(Catalog::default());
@@ -443,14 +525,7 @@ pub(crate) fn load(root: &Path) -> Result<Catalog> {
                 let names = document.references.iter().filter(|(_, r)| r.image == id);
                 let names: Vec<String> = names.map(|(name, _)| name.to_string()).collect();
                 tracing::error!(image = %id, ?names, %error, "image is damaged and cannot be used; pull it again");
-                let mut blobs = entry.manifests.clone();
-                blobs.extend(
-                    entry
-                        .manifests
-                        .iter()
-                        .flat_map(|manifest| image::layers_of(root, manifest)),
-                );
-                catalog.damaged.images.insert(id, DamagedImage { entry, blobs });
+                catalog.damaged.images.insert(id, DamagedImage::new(root, entry));
             }
         }
     }

@@ -57,7 +57,7 @@ impl Store {
     }
 
     fn check_image(&self, image: &Image, problems: &mut Vec<String>) -> Result<()> {
-        for document in std::iter::once(image.id).chain(image.manifests.iter().map(|m| m.digest)) {
+        for document in std::iter::once(image.id).chain(image.manifest_digests()) {
             if let Err(error) = self.read_blob(&document) {
                 problems.push(format!("image {}: {error}", image.id));
             }

@@ -47,6 +47,12 @@ impl Digest {
         hex::encode(&self.0[..6])
     }
 
+    /// Whether its digits begin with these (`sha256:` in front is allowed); no digest begins with none.
+    pub(crate) fn begins_with(&self, prefix: &str) -> bool {
+        let digits = prefix.strip_prefix("sha256:").unwrap_or(prefix);
+        !digits.is_empty() && self.hex().starts_with(digits)
+    }
+
     /// This digest as a layer's name.
     pub(crate) fn to_layer_id(self) -> Result<LayerId> {
         Ok(LayerId::new(self.to_string())?)

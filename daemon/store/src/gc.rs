@@ -1,7 +1,8 @@
 //! Garbage collection: mark from names, images, containers and leases; sweep the rest.
 //!
-//! Run at start-up with a grace period (an interrupted pull leaves blobs and layers that its next try reuses) and
-//! after removals. What a running pull holds by a [`crate::Lease`] is never taken.
+//! Run at start-up, after containers were removed and once an hour, with a grace period: an interrupted pull leaves blobs
+//! and layers that its next try reuses. What a running pull holds by a [`crate::Lease`] is never taken. While a manifest
+//! of some image cannot be read, its layers are not known, and no blob is taken at all.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,11 +13,11 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use skiff_graphdrivers::{ErrorKind as DriverErrorKind, GraphDriver, LayerId, SnapshotKey, SnapshotRef};
 
-use crate::Store;
+use crate::catalog::Catalog;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::image::Image;
 use crate::rw::active_id;
+use crate::{Holdings, Store};
 
 /// What to keep beside images and leases.
 #[derive(Debug, Clone, Default)]
@@ -68,14 +69,30 @@ impl Store {
         Ok(self.inner.driver.purge()?)
     }
 
-    /// Removes an image's layers from the top until one is needed by somebody else. Returns what went, top first.
-    pub(crate) fn drop_chain(&self, image: &Image) -> Result<Vec<LayerId>> {
+    /// Removes those of an image's `layers` (bottom first) that no image, container or lease needs, for a pull or load
+    /// that failed. Removals are renames; [`Store::purge`] frees the space. Returns what went, top first.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn discard_unneeded_layers(&self, layers: &[LayerId]) -> Result<Vec<LayerId>> {
+        self.drop_chain(layers)
+    }
+
+    /// Removes layers (bottom first) from the top until one is needed by somebody else. Returns what went, top first.
+    pub(crate) fn drop_chain(&self, chain: &[LayerId]) -> Result<Vec<LayerId>> {
         let mut removed = Vec::new();
-        for layer in image.chain.iter().rev() {
+        for layer in chain.iter().rev() {
             let mut holdings = self.holdings();
             // Looked up under the lock: a pull registers its image before it gives its lease back.
             let needed = self.catalog().needed_layers().contains(layer) || holdings.layer_is_held(layer);
-            if needed || !holdings.layers.contains_key(layer) || !self.drop_layer(&mut holdings, layer)? {
+            if needed {
+                break;
+            }
+            // Not unpacked (with this driver, or yet); those below may be.
+            if !holdings.layers.contains_key(layer) {
+                continue;
+            }
+            if !self.drop_layer(&mut holdings, layer)? {
                 break;
             }
             removed.push(layer.clone());
@@ -83,12 +100,17 @@ impl Store {
         Ok(removed)
     }
 
-    /// Removes those of `candidates` that nobody needs; returns how many went and their bytes.
+    /// Removes those of `candidates` that nobody needs; returns how many went and their bytes. None go while a manifest
+    /// cannot be read.
     pub(crate) fn drop_blobs(&self, candidates: &HashSet<Digest>) -> Result<(usize, u64)> {
         let (mut count, mut bytes) = (0, 0);
         let holdings = self.holdings();
         // Looked up under the lock: a pull registers its image before it gives its lease back.
-        let needed = self.catalog().needed_blobs();
+        let catalog = self.catalog();
+        if catalog.unread().is_some() {
+            return Ok((0, 0));
+        }
+        let needed = holdings.needed_blobs(&catalog);
         for digest in candidates {
             if !needed.contains(digest) && !holdings.blob_is_held(digest) {
                 bytes += self.discard_blob(digest)?;
@@ -135,7 +157,13 @@ impl Store {
     }
 
     fn drop_unneeded_blobs(&self, grace: Duration, report: &mut GcReport) -> Result<()> {
-        let needed = self.catalog().needed_blobs();
+        let catalog = self.catalog();
+        if let Some(image) = catalog.unread() {
+            tracing::warn!(%image, "no blob is removed, because a manifest of this image cannot be read and may need it; \
+                pull the image again, or remove it");
+            return Ok(());
+        }
+        let needed = catalog.needed_blobs();
         let old = |digest: &Digest| !needed.contains(digest) && is_older(&self.blob_path(digest), grace);
         let candidates: HashSet<Digest> = self.list_blobs()?.into_iter().filter(old).collect();
         let (count, bytes) = self.drop_blobs(&candidates)?;
@@ -191,6 +219,16 @@ impl Store {
             });
         }
         remove_snapshots(self.inner.driver.as_ref(), orphans)
+    }
+}
+
+impl Holdings {
+    /// Every blob that an image or a name needs, or from which a layer was unpacked that an image needs: another driver
+    /// unpacks it again from that one.
+    pub(crate) fn needed_blobs(&self, catalog: &Catalog) -> HashSet<Digest> {
+        let needed = catalog.needed_layers().into_iter();
+        let sources = needed.filter_map(|layer| Some(self.layers.get(layer)?.blob.as_ref()?.digest));
+        sources.chain(catalog.needed_blobs()).collect()
     }
 }
 

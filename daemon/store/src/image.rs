@@ -27,6 +27,8 @@ pub struct Image {
     pub chain: Vec<LayerId>,
     /// Manifests that led to this image, each with its layers' blobs, bottom first.
     pub manifests: Vec<Manifest>,
+    /// Manifests of this image that could not be read: which blobs they need is not known.
+    pub(crate) unread: Vec<Digest>,
 }
 
 /// A manifest of an image.
@@ -82,6 +84,7 @@ impl Image {
             diff_ids,
             chain,
             manifests: Vec::new(),
+            unread: Vec::new(),
         })
     }
 
@@ -97,25 +100,50 @@ impl Image {
             .filter_map(move |manifest| manifest.layers.get(index))
     }
 
-    /// All blobs of the image: configuration, manifests, layers.
+    /// All blobs of the image: configuration, manifests, layers; those of layers as far as manifests can be read.
     pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
         let of_manifest = |manifest: &Manifest| {
             std::iter::once(manifest.digest)
                 .chain(manifest.layers.iter().map(|l| l.digest))
                 .collect::<Vec<_>>()
         };
-        std::iter::once(self.id).chain(self.manifests.iter().flat_map(of_manifest))
+        std::iter::once(self.id)
+            .chain(self.manifests.iter().flat_map(of_manifest))
+            .chain(self.unread.iter().copied())
     }
 
-    /// Reads an image from the blobs below `root`; a manifest that cannot be read is left out.
+    /// Digests of the manifests, whether or not they can be read.
+    pub(crate) fn manifest_digests(&self) -> impl Iterator<Item = Digest> {
+        let read = self.manifests.iter().map(|manifest| manifest.digest);
+        read.chain(self.unread.iter().copied())
+    }
+
+    /// Reads an image from the blobs below `root`; a manifest that cannot be read is remembered as that.
     pub(crate) fn load(root: &Path, id: Digest, manifests: &[Digest]) -> Result<Self> {
         let mut image = Self::parse(id, &document(root, &id)?)?;
         for digest in manifests {
-            if let Err(error) = document(root, digest).and_then(|bytes| image.add_manifest(*digest, &bytes)) {
-                tracing::warn!(image = %id, manifest = %digest, %error, "a manifest of the image is damaged");
-            }
+            image.read_manifest(root, digest);
         }
         Ok(image)
+    }
+
+    /// Adds a manifest from the blobs below `root`, or remembers that it cannot be read: what it needs must be kept.
+    pub(crate) fn read_manifest(&mut self, root: &Path, digest: &Digest) {
+        if self.manifest_digests().any(|known| known == *digest) {
+            return;
+        }
+        if let Err(error) = document(root, digest).and_then(|bytes| self.add_manifest(*digest, &bytes)) {
+            tracing::error!(image = %self.id, manifest = %digest, %error,
+                "a manifest of the image cannot be read; pull it again");
+            self.unread.push(*digest);
+        }
+    }
+
+    /// Tries once more what could not be read.
+    pub(crate) fn reread(&mut self, root: &Path) {
+        for digest in std::mem::take(&mut self.unread) {
+            self.read_manifest(root, &digest);
+        }
     }
 
     /// Adds a manifest, which must name this image's configuration and as many layers.
@@ -137,16 +165,19 @@ impl Image {
             layers: document.layers,
             base,
         });
+        self.unread.retain(|unread| *unread != digest);
         Ok(())
     }
 }
 
-/// Digests of the layers that a manifest names; none when it cannot be read.
-pub(crate) fn layers_of(root: &Path, manifest: &Digest) -> Vec<Digest> {
-    let bytes = document(root, manifest).unwrap_or_default();
-    let parsed: Option<ManifestDocument> = serde_json::from_slice(&bytes).ok();
-    let layers = parsed.into_iter().flat_map(|manifest| manifest.layers);
-    layers.map(|layer| layer.digest).collect()
+/// Digests of the layers that a manifest names.
+///
+/// # Errors
+/// `NotFound`; `Corrupt`; `Io`.
+pub(crate) fn layers_of(root: &Path, manifest: &Digest) -> Result<Vec<Digest>> {
+    let parsed: ManifestDocument = serde_json::from_slice(&document(root, manifest)?)
+        .map_err(|e| Error::corrupt(format!("manifest {manifest} cannot be read")).caused_by(e))?;
+    Ok(parsed.layers.into_iter().map(|layer| layer.digest).collect())
 }
 
 fn document(root: &Path, digest: &Digest) -> Result<Vec<u8>> {

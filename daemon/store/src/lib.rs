@@ -67,7 +67,9 @@ use skiff_archive::ApplyOptions;
 use skiff_graphdrivers::{ActiveId, GraphDriver, LayerId};
 
 pub use added::{AddedLayer, OCI_LAYER};
-pub use catalog::{Catalog, Reference, ReferenceKey, Registration, RemovalPlan, Removed, Selector};
+pub use catalog::{
+    Catalog, Reference, ReferenceKey, Registration, RemovalPlan, Removed, SeenNames, Selector,
+};
 pub use chain::{ChainFailed, ChainLayer};
 pub use digest::{Descriptor, Digest, chain_id, chain_ids};
 pub use error::{Error, ErrorKind, Result};

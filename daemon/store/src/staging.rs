@@ -46,7 +46,7 @@ impl Store {
     }
 
     /// Removes those of `blobs` that no image, name or lease needs (any more); the space is freed in the background by
-    /// [`Store::purge`]. Returns how many went.
+    /// [`Store::purge`]. Returns how many went; none while some image's manifest cannot be read.
     ///
     /// # Errors
     /// `Io`.
@@ -75,12 +75,14 @@ impl Staging {
     }
 
     /// Makes it a blob, held by `lease`; gives its digest and its size in bytes.
+    /// A small blob that is there and damaged is replaced.
     ///
     /// # Errors
     /// `NoSpace`; `Io`.
     pub fn finish(self, lease: &Lease) -> Result<(Digest, u64)> {
         let digest = self.hasher.clone().finish();
-        if lease.blob(&digest)? == Some(self.written) {
+        lease.blob(&digest)?;
+        if self.store.has_good_blob(&digest, self.written)? {
             return Ok((digest, self.written));
         }
         let steps = &self.store.inner.steps;

@@ -3,6 +3,7 @@
 mod added;
 mod chain;
 mod crash;
+mod damage;
 mod layered;
 mod names;
 pub(crate) mod support;
@@ -48,6 +49,7 @@ fn an_image_lives_through_a_restart_and_leaves_nothing_when_removed() {
         .remove(&RemovalPlan {
             names: vec![],
             image: Some(image.id),
+            seen: None,
         })
         .unwrap();
     let top_first: Vec<_> = image.chain().into_iter().rev().collect();
@@ -69,6 +71,7 @@ fn layers_and_blobs_shared_by_two_images_stay_until_the_second_goes() {
         .remove(&RemovalPlan {
             names: vec![],
             image: Some(one.id),
+            seen: None,
         })
         .unwrap();
     assert_eq!(removed.layers, &one.chain()[1..]);
@@ -78,6 +81,7 @@ fn layers_and_blobs_shared_by_two_images_stay_until_the_second_goes() {
         .remove(&RemovalPlan {
             names: vec![],
             image: Some(two.id),
+            seen: None,
         })
         .unwrap();
     assert_eq!(removed.layers.len(), 2);
@@ -100,6 +104,7 @@ fn a_container_keeps_its_layers_and_nothing_else() {
         .remove(&RemovalPlan {
             names: vec![],
             image: Some(image.id),
+            seen: None,
         })
         .unwrap();
     assert_eq!(removed.layers, [], "the container stands on them");
@@ -493,6 +498,7 @@ fn what_a_power_failure_damaged_below_containers_is_unpacked_again_before_they_s
     let forgotten = RemovalPlan {
         names: vec![key("docker.io/library/two:1")],
         image: Some(gone.id),
+        seen: None,
     };
     fixture.store.remove(&forgotten).unwrap();
     fixture.reboot();

@@ -16,6 +16,7 @@ use std::io::{BufRead, Read};
 
 use serde::de::DeserializeOwned;
 use skiff_archive::{Member, MemberKind};
+use skiff_graphdrivers::LayerId;
 use skiff_registry_client::{Platform, Reference};
 use skiff_store::{Descriptor, Digest, Lease, OCI_LAYER, Store};
 
@@ -56,6 +57,8 @@ pub(super) struct Staged {
     room: usize,
     /// Blobs that came with this archive, needed or not.
     pub(super) brought: BTreeSet<Digest>,
+    /// Layers of each image that were not there when the load came to it, bottom first.
+    pub(super) unpacked: Vec<Vec<LayerId>>,
 }
 
 /// An image in the archive.
@@ -78,6 +81,7 @@ impl Staged {
             members: HashMap::new(),
             room: ROOM,
             brought: BTreeSet::new(),
+            unpacked: Vec::new(),
         }
     }
 
@@ -137,6 +141,7 @@ impl Staged {
         }
         if let Some(digest) = claimed
             && self.lease.blob(&digest)? == Some(size)
+            && self.store.has_good_blob(&digest, size)?
         {
             // It is here, verified; what the archive has under the name does not matter.
             return Ok(Content::Blob { digest, size });
@@ -291,10 +296,6 @@ impl Staged {
                 parsed.diff_ids.len()
             )));
         }
-        self.adopt(&layout::blob_path(&manifest.config.digest))?;
-        for layer in &manifest.layers {
-            self.adopt(&layout::blob_path(&layer.digest))?;
-        }
         let digest = self.adopt_manifest(&manifest)?;
         let names = entry_name(&entry).into_iter().collect();
         Ok(Some(ArchivedImage {
@@ -394,14 +395,34 @@ impl Staged {
         })
     }
 
+    /// Makes a manifest and what it describes blobs.
     fn adopt_manifest(&mut self, manifest: &KnownManifest) -> Result<Digest> {
-        for layer in &manifest.layers {
-            if self.lease.blob(&layer.digest)? != Some(layer.size) {
-                self.adopt(&layout::blob_path(&layer.digest))?;
-            }
+        for described in std::iter::once(&manifest.config).chain(&manifest.layers) {
+            self.adopt_described(described)?;
         }
         self.adopt(&layout::blob_path(&manifest.digest))
             .map(|(digest, _)| digest)
+    }
+
+    /// Makes what a manifest describes a blob, if it is not, and holds the manifest to its size: registries, and whoever
+    /// looks for damage later, go by it.
+    fn adopt_described(&mut self, described: &Descriptor) -> Result<()> {
+        let path = layout::blob_path(&described.digest);
+        let size = if self.find(&path).is_some() {
+            self.adopt(&path)?.1
+        } else {
+            // In a Docker archive it may have another path, and is a blob by now.
+            self.lease
+                .blob(&described.digest)?
+                .ok_or_else(|| missing(&path))?
+        };
+        if size != described.size {
+            return Err(Error::system(format!(
+                "{path} has {size} bytes, its manifest says {}",
+                described.size
+            )));
+        }
+        Ok(())
     }
 
     /// A layer's blob, described by its own first bytes.

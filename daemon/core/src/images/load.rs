@@ -6,14 +6,16 @@
 //! ```
 //!
 //! The members come in any order, so nothing is unpacked before the last one is there. An image is known when all of it is
-//! there and not before; when the load fails, what came with it and nobody else needs goes away at once, and after
-//! `kill -9` at the next start.
+//! there and not before; when the load fails, what came with it and nobody else needs goes away at once, layers that were
+//! unpacked already included. What `kill -9` leaves is taken by the collector once it is an hour old.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use skiff_graphdrivers::LayerId;
 use skiff_registry_client::{Platform, Reference};
 use skiff_store::{ChainLayer, Descriptor, Digest, Image, Registration, StopToken, Store};
 use tokio::sync::mpsc;
@@ -73,11 +75,13 @@ impl Loading {
         let outcome = skiff_archive::read_bundle(source, |member, data| staged.take(member, data))
             .and_then(|()| self.images(&mut staged));
         let brought = std::mem::take(&mut staged.brought);
+        let unpacked = std::mem::take(&mut staged.unpacked);
+        // Its lease would hold all of that.
         drop(staged);
         // Members that no image needs, and all of them when it went wrong.
-        match store.discard_unneeded(brought) {
-            Ok(0) => {}
-            Ok(_) => super::removal::free_space(&self.shared),
+        match discard(store, brought, &unpacked) {
+            Ok(false) => {}
+            Ok(true) => super::removal::free_space(&self.shared),
             Err(error) => tracing::warn!(%error, "cannot remove what a load left over"),
         }
         outcome
@@ -105,12 +109,12 @@ impl Loading {
     }
 
     /// Unpacks what is not unpacked.
-    fn image(&self, staged: &Staged, image: &ArchivedImage) -> Result<Image> {
+    fn image(&self, staged: &mut Staged, image: &ArchivedImage) -> Result<Image> {
         let store = &self.shared.store;
         let known = Image::parse(image.config, &store.read_blob(&image.config)?)?;
-        for id in &known.chain {
-            staged.lease().layer(id);
-        }
+        let mut missing = known.chain.clone();
+        missing.retain(|id| staged.lease().layer(id).is_none());
+        staged.unpacked.push(missing);
         let chain: Vec<ChainLayer> = known
             .diff_ids
             .iter()
@@ -172,6 +176,17 @@ impl Loading {
         // An error only says that the client has left; what was loaded stays.
         let _ = self.progress.blocking_send(Progress::Text(text));
     }
+}
+
+/// Removes what a load brought and nobody needs; whether there was anything.
+fn discard(store: &Store, blobs: BTreeSet<Digest>, chains: &[Vec<LayerId>]) -> skiff_store::Result<bool> {
+    let mut gone = 0;
+    // What came last may stand on what came before.
+    for chain in chains.iter().rev() {
+        gone += store.discard_unneeded_layers(chain)?.len();
+    }
+    gone += store.discard_unneeded(blobs)?;
+    Ok(gone > 0)
 }
 
 /// Reports one layer.

@@ -8,7 +8,7 @@
 //!
 //! A blob is downloaded when it is not in the store, also when its layer is already unpacked (from another compression):
 //! an image's own bytes are kept. Until `register` nothing refers to anything: a pull that fails or is dropped
-//! at any point leaves orphans that the next try uses and the collector takes in the end.
+//! at any point leaves orphans that the next try uses and the collector takes an hour later or two.
 
 use std::io::{self, Read};
 use std::sync::atomic::Ordering;
@@ -165,7 +165,7 @@ impl Pull<'_> {
             .collect())
     }
 
-    /// The configuration, from the store or the registry; manifests are stored on the way.
+    /// The configuration, from the store when it is whole there, or the registry; manifests are stored on the way.
     async fn configuration(&self, resolved: &Resolved, lease: &Arc<Lease>) -> Result<Image> {
         let descriptor = resolved.image.config();
         let id: Digest = digest(descriptor.digest().as_ref())?;
@@ -185,11 +185,16 @@ impl Pull<'_> {
                 lease.blob(&digest)?;
                 store.put_blob(&digest, &bytes)?;
             }
-            Ok(if lease.blob(&id)?.is_some() {
-                Some(store.read_blob(&id)?)
-            } else {
-                None
-            })
+            lease.blob(&id)?;
+            match store.read_blob(&id) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) => {
+                    if error.kind() != skiff_store::ErrorKind::NotFound {
+                        tracing::warn!(image = %id, %error, "the configuration is damaged; fetching it again");
+                    }
+                    Ok(None)
+                }
+            }
         })
         .await?;
         let bytes = match kept {

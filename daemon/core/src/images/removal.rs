@@ -1,12 +1,17 @@
-//! `DELETE /images/NAME`: Docker's rules about names, containers and force, as a pure plan that is then carried out.
+//! `DELETE /images/NAME`: Docker's rules about names, containers and force, as a pure plan that is then carried out, if
+//! nothing has changed meanwhile; else there is another plan.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use skiff_store::{Digest, ReferenceKey, RemovalPlan, Selector};
+use skiff_store::{Digest, ReferenceKey, RemovalPlan, Removed, SeenNames, Selector, Store};
 
 use super::{Removal, Shared, convert, find};
 use crate::error::{Error, Result};
+
+/// Plans made for one removal: each further one means that somebody gave the image a name, or took one, in the blink of
+/// an eye between plan and deed.
+const ATTEMPTS: usize = 100;
 
 /// What a removal is about.
 struct Situation<'a> {
@@ -33,15 +38,32 @@ struct Plan {
 
 /// Removes a name or an image.
 pub(super) async fn remove(shared: &Arc<Shared>, typed: &str, force: bool) -> Result<Vec<Removal>> {
+    for _ in 0..ATTEMPTS {
+        if let Some(report) = attempt(shared, typed, force).await? {
+            return Ok(report);
+        }
+        tracing::debug!(
+            image = typed,
+            "its names have changed; planning its removal again"
+        );
+    }
+    Err(Error::conflict(format!(
+        "conflict: the names of {typed} change all the time"
+    )))
+}
+
+/// `None` when the image got or lost a name between plan and deed; then nothing was done.
+async fn attempt(shared: &Arc<Shared>, typed: &str, force: bool) -> Result<Option<Vec<Removal>>> {
     let catalog = shared.store.catalog();
     let found = match find::find(&catalog, typed) {
-        Err(error) => return remove_damaged(shared, typed, error).await,
+        Err(error) => return remove_damaged(shared, typed, force, error).await.map(Some),
         found => found?,
     };
     let id = found.image.id;
+    let names: Vec<ReferenceKey> = catalog.names_of(&id).map(|(name, _)| name.clone()).collect();
     let plan = plan(&Situation {
         image: id,
-        names: catalog.names_of(&id).map(|(name, _)| name.clone()).collect(),
+        names: names.clone(),
         name: found.name.as_ref(),
         typed,
         users: &shared.users(&id),
@@ -54,8 +76,11 @@ pub(super) async fn remove(shared: &Arc<Shared>, typed: &str, force: bool) -> Re
     let in_store = RemovalPlan {
         names: plan.untag.clone(),
         image: plan.delete.then_some(id),
+        seen: Some(SeenNames { image: id, names }),
     };
-    let removed = super::pull::blocking(move || Ok(store.remove(&in_store)?)).await?;
+    let Some(removed) = super::pull::blocking(move || carry_out(&store, &in_store)).await? else {
+        return Ok(None);
+    };
     free_space(shared);
     let mut report = Vec::new();
     for name in &plan.untag {
@@ -76,20 +101,43 @@ pub(super) async fn remove(shared: &Arc<Shared>, typed: &str, force: bool) -> Re
             .events
             .publish("image", "delete", id.to_string(), attributes);
     }
-    Ok(report)
+    Ok(Some(report))
 }
 
-/// Takes the name of an image away that cannot be read any more; `not_found` when it is not one.
-async fn remove_damaged(shared: &Arc<Shared>, typed: &str, not_found: Error) -> Result<Vec<Removal>> {
-    let reference = skiff_registry_client::Reference::parse(typed);
-    let Some(name) = reference.ok().and_then(|reference| convert::key(&reference).ok()) else {
-        return Err(not_found);
-    };
-    let (store, forgotten) = (shared.store.clone(), name.clone());
-    if !super::pull::blocking(move || Ok(store.forget_damaged(&forgotten)?)).await? {
-        return Err(not_found);
+/// `None` when the plan does not fit any more.
+fn carry_out(store: &Store, plan: &RemovalPlan) -> Result<Option<Removed>> {
+    match store.remove(plan) {
+        Err(error) if error.kind() == skiff_store::ErrorKind::Conflict => Ok(None),
+        other => Ok(Some(other?)),
     }
-    Ok(vec![Removal::Untagged(convert::familiar(&name))])
+}
+
+/// Takes the name of an image away that cannot be read any more, or such an image by its id; `not_found` when there is
+/// none.
+async fn remove_damaged(
+    shared: &Arc<Shared>,
+    typed: &str,
+    force: bool,
+    not_found: Error,
+) -> Result<Vec<Removal>> {
+    let reference = skiff_registry_client::Reference::parse(typed);
+    let name = reference.ok().and_then(|reference| convert::key(&reference).ok());
+    let (store, typed) = (shared.store.clone(), typed.to_owned());
+    super::pull::blocking(move || {
+        if let Some(name) = name
+            && store.forget_damaged(&name)?
+        {
+            return Ok(vec![Removal::Untagged(convert::familiar(&name))]);
+        }
+        let Some((id, names)) = store.forget_damaged_image(&typed, force)? else {
+            return Err(not_found);
+        };
+        let untagged = names
+            .iter()
+            .map(|name| Removal::Untagged(convert::familiar(name)));
+        Ok(untagged.chain([Removal::Deleted(id.to_string())]).collect())
+    })
+    .await
 }
 
 /// Frees the space in the background: a layer of a hundred thousand files takes its time.

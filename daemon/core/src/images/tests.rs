@@ -22,10 +22,19 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), Arc::default())
+    }
+
+    fn at(directory: tempfile::TempDir, registry: Arc<Registry>) -> Self {
         let driver = Arc::new(skiff_graphdrivers::Vfs::open(&directory.path().join("vfs"), &[]).unwrap());
-        let store = Store::open(&directory.path().join("image"), driver).unwrap();
-        let registry = Arc::new(Registry::default());
+        let open = || Store::open(&directory.path().join("image"), Arc::clone(&driver) as _);
+        let store = loop {
+            match open() {
+                // The end of the last one's background work is near.
+                Err(error) if error.kind() == skiff_store::ErrorKind::Conflict => std::thread::yield_now(),
+                opened => break opened.unwrap(),
+            }
+        };
         let images = Images::with_remote(store, Arc::new(Arc::clone(&registry)), Events::default(), 3);
         Self {
             images,
@@ -375,6 +384,91 @@ async fn a_digest_is_pulled_without_a_tag() {
     );
     let view = fixture.images.find(&name).unwrap();
     assert_eq!((view.tags.len(), view.digests), (0, vec![name]));
+}
+
+/// Changes a blob's bytes on the disk, not their number.
+fn damage(store: &Store, blob: &Digest) {
+    let path = store.blob_path(blob);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[0] ^= 0xff;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_heals_what_is_damaged() {
+    let fixture = Fixture::new();
+    let image = fixture.registry.add("x", &["a"]);
+    fixture.pull("x").await.unwrap();
+    let store = fixture.images.store();
+    for blob in [&image.id, &image.manifest] {
+        damage(store, &digest(blob));
+        assert!(store.read_blob(&digest(blob)).is_err());
+        fixture.pull("x").await.unwrap();
+        fixture.assert_clean(1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_comes_while_an_image_is_removed_keeps_it() {
+    let fixture = Fixture::new();
+    let image = fixture.registry.add("a:1", &["a"]);
+    fixture.pull("a:1").await.unwrap();
+    let images = &fixture.images;
+    // Asked for between the look at the names and the removal: there comes what another pull of the image does.
+    let (store, id) = (images.store().clone(), digest(&image.id));
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    images.set_users(Arc::new(move |_| {
+        if asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
+            store.tag(&id, "docker.io/library/b:1".parse().unwrap()).unwrap();
+        }
+        Vec::new()
+    }));
+    let removed = images.remove("a:1", false, false).await.unwrap();
+    let expected = [
+        Removal::Untagged("a:1".to_owned()),
+        Removal::Untagged(format!("a@{}", image.manifest)),
+    ];
+    assert_eq!(removed, expected);
+    assert_eq!(images.find("b:1").unwrap().tags, ["b:1"]);
+    fixture.assert_clean(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_image_is_removed_by_name_or_id() {
+    let fixture = Fixture::new();
+    let image = fixture.registry.add("a:1", &["a"]);
+    let other = fixture.registry.add("b:1", &["b"]);
+    fixture.pull("a:1").await.unwrap();
+    fixture.pull("b:1").await.unwrap();
+    for blob in [&image.id, &other.id] {
+        damage(fixture.images.store(), &digest(blob));
+    }
+    let Fixture {
+        images,
+        registry,
+        directory,
+    } = fixture;
+    drop(images);
+    let fixture = Fixture::at(directory, registry);
+    let images = &fixture.images;
+    assert_eq!(
+        images.remove("a:1", false, false).await.unwrap(),
+        [Removal::Untagged("a:1".to_owned())]
+    );
+    assert_eq!(
+        images.remove(short(&image.id), false, false).await.unwrap(),
+        [
+            Removal::Untagged(format!("a@{}", image.manifest)),
+            Removal::Deleted(image.id.clone())
+        ]
+    );
+    let conflict = images.remove(&other.id, false, false).await.unwrap_err();
+    assert_eq!(conflict.kind(), ErrorKind::Conflict);
+    assert_eq!(images.remove(&other.id, true, false).await.unwrap().len(), 3);
+    let unknown = images.remove(&other.id, true, false).await.unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::NotFound);
+    images.store().gc(&GcOptions::default()).unwrap();
+    fixture.assert_clean(0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -178,6 +178,7 @@ impl Place {
         let removed = RemovalPlan {
             names: vec![],
             image: Some(images[2].id),
+            seen: None,
         };
         store.remove(&removed).unwrap();
         fs::remove_file(store.blob_path(&images[1].layers[1].descriptor.digest)).unwrap();

@@ -32,6 +32,7 @@ fn survives(root: &Path, images: &[TestImage]) {
             .remove(&RemovalPlan {
                 names: vec![],
                 image: Some(image.id),
+                seen: None,
             })
             .unwrap();
     }
@@ -82,6 +83,7 @@ fn a_crash_after_any_step_leaves_a_good_store() {
             .remove(&RemovalPlan {
                 names: vec![],
                 image: Some(image.id),
+                seen: None,
             })
             .unwrap();
     }
@@ -123,6 +125,7 @@ fn crash_child() {
                 .remove(&RemovalPlan {
                     names: vec![],
                     image: Some(image.id),
+                    seen: None,
                 })
                 .unwrap();
         }

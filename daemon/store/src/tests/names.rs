@@ -70,6 +70,7 @@ fn apply(
             let done = fixture.store.remove(&RemovalPlan {
                 names: vec![key(name)],
                 image: None,
+                seen: None,
             });
             assert_eq!(done.is_ok(), names.remove(&name).is_some());
         }
@@ -77,6 +78,7 @@ fn apply(
             let done = fixture.store.remove(&RemovalPlan {
                 names: vec![],
                 image: Some(images[image].id),
+                seen: None,
             });
             assert_eq!(done.is_ok(), known.remove(&image));
             names.retain(|_, named| *named != image);

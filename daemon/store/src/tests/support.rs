@@ -34,7 +34,11 @@ pub(crate) struct TestImage {
 impl TestImage {
     /// An image with one layer for each text.
     pub(crate) fn new(files: &[&str]) -> Self {
-        let layers: Vec<TestLayer> = files.iter().map(|file| layer(file)).collect();
+        Self::of(files.iter().map(|file| layer(file)).collect())
+    }
+
+    /// An image of these layers.
+    pub(super) fn of(layers: Vec<TestLayer>) -> Self {
         let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
         let config = json!({"os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
         let config_bytes = serde_json::to_vec(&config).unwrap();

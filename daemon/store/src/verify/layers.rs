@@ -185,7 +185,12 @@ impl Store {
                 self.inner.driver.name()
             ));
         }
-        let needed = self.catalog().needed_blobs();
+        let catalog = self.catalog();
+        if catalog.unread().is_some() {
+            // Found by its digest; until it is here again, nobody knows what else it needs.
+            return Ok(());
+        }
+        let needed = self.holdings().needed_blobs(&catalog);
         let unneeded: Vec<Digest> = self
             .list_blobs()?
             .into_iter()

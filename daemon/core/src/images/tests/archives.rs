@@ -111,7 +111,11 @@ impl Parts {
     }
 
     fn oci_layout(&self, annotations: &Value) -> Archive {
-        let manifest = self.manifest().to_string();
+        self.oci_layout_of(&self.manifest(), annotations)
+    }
+
+    fn oci_layout_of(&self, manifest: &Value, annotations: &Value) -> Archive {
+        let manifest = manifest.to_string();
         let index = json!({"schemaVersion": 2, "manifests": [entry(manifest.as_bytes(), annotations)]});
         let archive = self
             .layers
@@ -178,6 +182,8 @@ impl Fixture {
         };
         assert_eq!(left("image/blobs/sha256"), 0, "blobs");
         assert_eq!(left("image/ingest"), 0, "staged files");
+        let snapshots = self.images.store().driver().list().unwrap();
+        assert_eq!(snapshots, [], "layers that were unpacked before it went wrong");
     }
 }
 
@@ -373,6 +379,48 @@ async fn archives_that_lie_or_break_off_leave_nothing() {
         let error = fixture.load(&bytes).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{what}: {error}");
         fixture.assert_empty();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_lies_about_sizes_is_refused() {
+    let parts = Parts::new(&["a", "b"]);
+    let named = json!({layout::FULL_NAME: "docker.io/library/x:1"});
+    let docker = json!([{"Config": layout::blob_path(&parts.id()), "RepoTags": ["x:1"],
+        "Layers": parts.layers.iter().map(|(_, gz)| layout::blob_path(&Digest::of(gz))).collect::<Vec<_>>()}]);
+    let config = parts.config.len();
+    let top = parts.layers[1].1.len();
+    for (field, digest, size) in [
+        ("/config/size", parts.id(), config),
+        ("/layers/1/size", Digest::of(&parts.layers[1].1), top),
+    ] {
+        let mut manifest = parts.manifest();
+        *manifest.pointer_mut(field).unwrap() = json!(size + 1);
+        let archive = parts.oci_layout_of(&manifest, &named);
+        for archive in [archive.clone(), archive.json("manifest.json", &docker)] {
+            let fixture = Fixture::new();
+            let error = fixture.load(&archive.bytes()).await.unwrap_err();
+            let path = layout::blob_path(&digest);
+            let expected = format!("{path} has {size} bytes, its manifest says {}", size + 1);
+            assert_eq!(error.to_string(), expected);
+            fixture.assert_empty();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_heals_what_is_damaged() {
+    let parts = Parts::new(&["a"]);
+    let named = json!({layout::FULL_NAME: "docker.io/library/x:1"});
+    let archive = parts.oci_layout(&named).bytes();
+    let fixture = Fixture::new();
+    fixture.load(&archive).await.unwrap();
+    let store = fixture.images.store();
+    for blob in [parts.id(), Digest::of(parts.manifest().to_string().as_bytes())] {
+        damage(store, &blob);
+        assert!(store.read_blob(&blob).is_err());
+        fixture.load(&archive).await.unwrap();
+        fixture.assert_clean(1);
     }
 }
 
