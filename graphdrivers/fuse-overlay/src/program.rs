@@ -113,6 +113,9 @@ pub fn run(arguments: &[OsString], version: &str) -> ExitCode {
             for warning in &options.warnings {
                 complain(&format!("warning: {warning}"));
             }
+            // Names are made by one thread and forgotten by another: with a heap a thread, each would grow to the most that
+            // the mount ever needed.
+            skiff_sys::heap::limit_arenas(2);
             mount_and_serve(&options, &target, manner).unwrap_or_else(|text| {
                 complain(&text);
                 ExitCode::FAILURE

@@ -241,7 +241,7 @@ pub(crate) fn new_and_removed_files_do_not_stay_open() {
         }
     }
     println!("{FILES} new files, twice: descriptors, KiB: {seen:?}");
-    // Memory is `many_opens_leak_nothing`'s; what it does here: docs/fuse-overlay-conformance.md, "Not explained yet".
+    // What memory does: docs/fuse-overlay-conformance.md, "Memory".
 }
 
 /// Makes `files` files and removes them, `odd` of them in each odd way. How many descriptors the server had at most.
