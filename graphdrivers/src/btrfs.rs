@@ -29,6 +29,7 @@ use skiff_sys::btrfs as ioctl;
 use crate::error::{Error, ErrorKind, Result};
 use crate::select::Evidence;
 use crate::snapshots::{Snapshots, archive_error};
+use crate::trial::unless_full;
 use crate::vfs::set_root;
 use crate::{
     Access, ActiveId, Capabilities, CleanupReport, DiffSource, GraphDriver, LayerId, Mount, PrepareOptions,
@@ -65,7 +66,8 @@ impl Btrfs {
     /// cannot be removed, or when `root` is another engine's; `Io`.
     pub fn open(root: &Path, options: &[(&str, &str)]) -> Result<Self> {
         check_options(options)?;
-        let works = probe::probe(root.parent().unwrap_or(Path::new("/")))?;
+        let data_root = root.parent().unwrap_or(Path::new("/"));
+        let works = unless_full(probe::probe(data_root), NAME, root, || probe::untried(data_root))?;
         let this = Self {
             snapshots: Snapshots::open_with(NAME, root, remove_tree)?,
             removal: works.removal,

@@ -1,6 +1,6 @@
 //! `fuse-overlayfs`: layers as directories (`layered.rs` draws them), put together by a file system in user space. For
-//! kernels and places where the kernel's overlayfs cannot be mounted without root (Linux 4.18 to 5.10, and some
-//! security modules).
+//! kernels and places where the kernel's overlayfs cannot be mounted without root (Linux 5.8 to 5.10, and some
+//! security modules; from 4.18 on it mounts, but whiteouts can be made in a user namespace since 5.8 only).
 //!
 //! The program that serves a mount is the one in this binary, or another one with the same options
 //! (`--storage-opt fuse-overlayfs.mount_program=PATH`). Whichever it is, the layers are in the kernel's format with
@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::layered::Layered;
 use crate::mounter;
 use crate::select::Evidence;
+use crate::trial::unless_full;
 use crate::{
     Access, ActiveId, Capabilities, CleanupReport, DiffSource, FuseMount, GraphDriver, LayerId, Mount,
     PrepareOptions, SnapshotInfo, SnapshotKey, SnapshotRef, Usage,
@@ -58,7 +59,9 @@ impl FuseOverlayfs {
     pub fn open(root: &Path, options: &[(&str, &str)]) -> Result<Self> {
         let options = Options::parse(options)?;
         let data_root = root.parent().unwrap_or(Path::new("/"));
-        let works = probe::probe(data_root, &options)?;
+        let works = unless_full(probe::probe(data_root, &options), NAME, root, || {
+            probe::untried(data_root, &options)
+        })?;
         Ok(Self {
             layered: Layered::open(NAME, root, WhiteoutFormat::FuseOverlayfs, MAX_DEPTH)?,
             program: options.program,

@@ -278,17 +278,24 @@ fn mount_all(mounts: &[Mount], target: &Path, server: &FuseServer) -> Result<()>
             }
             Mount::Fuse(fuse) => mount_fuse(server, fuse, target),
         };
+        let (outcome, on_it) = match outcome {
+            Ok(()) => (make_private(target), done + 1),
+            Err(error) => (Err(error), done),
+        };
         if let Err(error) = outcome {
-            for _ in 0..done {
+            for _ in 0..on_it {
                 detach(target)?;
             }
             return Err(error);
         }
-        // Mounts of the host must not reach in, nor ours out to other mount namespaces.
-        mount::mount_change(target, MountPropagationFlags::PRIVATE)
-            .map_err(|errno| Error::io(format!("make {} private", target.display()), errno))?;
     }
     Ok(())
+}
+
+/// Mounts of the host must not reach in, nor ours out to other mount namespaces.
+fn make_private(target: &Path) -> Result<()> {
+    mount::mount_change(target, MountPropagationFlags::PRIVATE)
+        .map_err(|errno| Error::io(format!("make {} private", target.display()), errno))
 }
 
 /// Detaches whatever is mounted on `target`; nothing happens when nothing is.

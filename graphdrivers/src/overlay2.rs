@@ -12,6 +12,7 @@ use skiff_archive::{ApplyTarget, WhiteoutFormat};
 use crate::error::Result;
 use crate::layered::Layered;
 use crate::select::Evidence;
+use crate::trial::unless_full;
 use crate::{
     Access, ActiveId, Capabilities, CleanupReport, DiffSource, GraphDriver, LayerId, Mount, OverlayMount,
     PrepareOptions, SnapshotInfo, SnapshotKey, SnapshotRef, Usage,
@@ -57,7 +58,12 @@ impl Overlay2 {
     pub fn open(root: &Path, options: &[(&str, &str)]) -> Result<Self> {
         let options = Options::parse(options)?;
         let data_root = root.parent().unwrap_or(Path::new("/"));
-        let works = probe::probe(data_root, &options.mount_options)?;
+        let works = unless_full(
+            probe::probe(data_root, &options.mount_options),
+            NAME,
+            root,
+            || probe::untried(data_root),
+        )?;
         let whiteouts = if works.userxattr {
             WhiteoutFormat::OverlayUser
         } else {

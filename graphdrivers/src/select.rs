@@ -17,6 +17,7 @@ use crate::btrfs::Btrfs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse_overlayfs::FuseOverlayfs;
 use crate::overlay2::Overlay2;
+use crate::snapshots::is_ours;
 use crate::vfs::Vfs;
 use crate::{GraphDriver, btrfs, fuse_overlayfs, overlay2, vfs};
 
@@ -189,7 +190,12 @@ fn by_priority(data_root: &Path, options: &StorageOptions<'_>) -> Result<Selecte
                 options.warn_of_unused(name);
                 return Ok(chosen(driver, reason));
             }
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
+            // vfs is no prior driver, but where it is the only one that has ever been used a full disk shall not end that.
+            Err(error)
+                if error.kind() == ErrorKind::Unsupported
+                    || (error.kind() == ErrorKind::NoSpace
+                        && is_ours(vfs::NAME, &data_root.join(vfs::NAME))) =>
+            {
                 tracing::info!("[graphdriver] {error}");
                 refusals.push(error.to_string());
             }

@@ -618,10 +618,20 @@ fn read_parent(snapshot: &Path) -> Result<Option<LayerId>> {
     }
 }
 
+/// What the file `format` says in a directory of ours.
+fn format_of(driver: &str) -> String {
+    format!("skiff {driver} 1\n")
+}
+
+/// Whether this driver has worked in this directory before.
+pub(crate) fn is_ours(driver: &str, root: &Path) -> bool {
+    fs::read_to_string(root.join(FORMAT)).is_ok_and(|text| text == format_of(driver))
+}
+
 /// Refuses directories that another program keeps its layers in: a clean-up would destroy them.
 fn check_format(driver: &str, root: &Path) -> Result<()> {
     let path = root.join(FORMAT);
-    let ours = format!("skiff {driver} 1\n");
+    let ours = format_of(driver);
     match fs::read_to_string(&path) {
         Ok(text) if text == ours => Ok(()),
         Ok(text) => Err(Error::new(

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::mounter;
-use crate::snapshots::{make_directory, read_dir, unique_name};
+use crate::snapshots::{is_ours, make_directory, read_dir, unique_name};
 
 const PREFIX: &str = ".probe-";
 
@@ -79,6 +79,26 @@ impl Drop for Trial {
         if let Err(error) = discard(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove what a trial left");
         }
+    }
+}
+
+/// The outcome of a trial; on a full disk, for a driver that has its layers in `root` already, what it can go on with
+/// untried. Without the driver nobody could remove what fills the disk.
+pub(crate) fn unless_full<T>(
+    outcome: Result<T>,
+    driver: &str,
+    root: &Path,
+    untried: impl FnOnce() -> T,
+) -> Result<T> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::NoSpace && is_ours(driver, root) => {
+            tracing::warn!(
+                "[graphdriver] {driver} could not be tried out, because the disk is full ({error}); it is used all the \
+                 same, as it was before, so that images and containers can be removed"
+            );
+            Ok(untried())
+        }
+        outcome => outcome,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::backing::{self, kernel};
 use crate::error::{Error, Result};
 use crate::select::Evidence;
 use crate::snapshots::{Snapshots, archive_error};
-use crate::trial::Trial;
+use crate::trial::{Trial, unless_full};
 use crate::{
     Access, ActiveId, Capabilities, CleanupReport, DiffSource, GraphDriver, LayerId, Mount, PrepareOptions,
     SnapshotInfo, SnapshotKey, SnapshotRef, Usage,
@@ -81,7 +81,10 @@ impl Vfs {
                 _ => Error::invalid(format!("unknown option {key} for vfs")),
             });
         }
-        let (reflinks, backing) = try_sharing(root.parent().unwrap_or(Path::new("/")))?;
+        let data_root = root.parent().unwrap_or(Path::new("/"));
+        let (reflinks, backing) = unless_full(try_sharing(data_root), NAME, root, || {
+            (false, backing::name(data_root))
+        })?;
         Ok(Self {
             snapshots: Snapshots::open(NAME, root)?,
             reflinks,

@@ -152,3 +152,64 @@ fn a_failed_trial_falls_back_to_vfs_and_says_why() {
     assert_eq!(direct.unwrap_err().kind(), ErrorKind::Unsupported);
     assert_eq!(left, ["vfs"]);
 }
+
+/// A daemon without its driver could not remove what fills the disk.
+#[test]
+fn a_full_disk_does_not_take_a_prior_driver_away() {
+    use skiff_graphdrivers::{Access, ActiveId, LayerId, PrepareOptions, SnapshotRef};
+    if !userns::powers() {
+        return;
+    }
+    for name in ["overlay2", "fuse-overlayfs", "vfs"] {
+        let root = data_root();
+        let disk = root.path().join("disk");
+        fs::create_dir(&disk).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        let options = c"nr_inodes=128,size=8m,mode=755";
+        rustix::mount::mount("none", &disk, "tmpfs", flags, Some(options)).unwrap();
+        // The kernel's answer and not a test's: a tmpfs has users' attributes since Linux 6.6.
+        let capable = xattr::set(&disk, "user.test", b"").is_ok() || name == "vfs";
+        let fill = || {
+            let paths = (0..128).map(|i| disk.join(format!("filler{i}")));
+            paths
+                .take_while(|path| fs::write(path, "").is_ok())
+                .collect::<Vec<_>>()
+        };
+        if capable {
+            let key = ActiveId::new("container").unwrap();
+            let layer = LayerId::new(format!("sha256:{:0<64}", "5")).unwrap();
+            let driver = select(&disk, Some(name), &[]).unwrap().driver;
+            driver.prepare(&key, None, &PrepareOptions::default()).unwrap();
+            drop(driver);
+            let fillers = fill();
+            assert!(fillers.len() < 128, "the disk is not full");
+
+            // What was configured, and what was there.
+            for asked in [Some(name), None] {
+                let chosen = select(&disk, asked, &[]).unwrap();
+                assert_eq!(chosen.driver.name(), name, "{asked:?}");
+            }
+            // Another driver has nothing here to be kept for.
+            let other = if name == "overlay2" { "vfs" } else { "overlay2" };
+            assert_eq!(
+                select(&disk, Some(other), &[]).unwrap_err().kind(),
+                ErrorKind::NoSpace
+            );
+
+            let driver = select(&disk, Some(name), &[]).unwrap().driver;
+            driver.commit(&key, &layer).unwrap();
+            for path in fillers {
+                fs::remove_file(path).unwrap();
+            }
+            let layer = SnapshotRef::Layer(&layer);
+            assert_eq!(driver.mounts(layer, Access::ReadOnly).unwrap().len(), 1);
+            let _again = fill();
+            driver.remove(layer).unwrap();
+            driver.purge().unwrap();
+            assert_eq!(driver.list().unwrap(), []);
+        } else {
+            println!("left to newer kernels: {name} on tmpfs");
+        }
+        rustix::mount::unmount(&disk, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}

@@ -80,6 +80,14 @@ pub(super) fn probe(data_root: &Path) -> Result<Works> {
     Ok(Works { removal, mount_point })
 }
 
+/// What to go on with where a full disk leaves no room for a trial.
+pub(super) fn untried(data_root: &Path) -> Works {
+    Works {
+        removal: Removal::FileByFile,
+        mount_point: backing::mount_point(existing(data_root)).display().to_string(),
+    }
+}
+
 fn attempt(place: &Path, mount_point: &str) -> Result<Removal> {
     let place_of = if skiff_sys::fsio::in_user_namespace() {
         " in a user namespace"

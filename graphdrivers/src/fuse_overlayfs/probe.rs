@@ -6,7 +6,7 @@ use std::path::Path;
 use super::NAME;
 use super::options::Options;
 use crate::FuseMount;
-use crate::backing::{self, kernel};
+use crate::backing::{self, kernel, version};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exercise::Exercise;
 use crate::mounter::{self, FuseServer};
@@ -62,13 +62,35 @@ pub(super) fn probe(data_root: &Path, options: &Options) -> Result<Works> {
         fuse.options = wishes;
         mounter::mount_fuse(&server, &fuse, &merged).map_err(refusal)?;
     }
-    exercise.run()?;
+    exercise
+        .run()
+        .map_err(|error| explain(error, skiff_sys::fsio::in_user_namespace(), &kernel()))?;
     mounter::detach(&merged)?;
     exercise.check_upper("user.overlay.opaque", Some(".wh..wh..opq"))?;
     Ok(Works {
         volatile,
         backing: backing::name(place),
     })
+}
+
+/// What to go on with where a full disk leaves no room for a trial.
+pub(super) fn untried(data_root: &Path, options: &Options) -> Works {
+    Works {
+        // Our own program has it; others may be too old.
+        volatile: options.program.is_none(),
+        backing: backing::name(data_root),
+    }
+}
+
+/// Mounting works since Linux 4.18, but a deletion is a device 0:0, which users may make since 5.8.
+fn explain(error: Error, in_user_namespace: bool, kernel: &str) -> Error {
+    let old = version(kernel).is_some_and(|version| version < (5, 8));
+    if error.kind() != ErrorKind::Unsupported || !in_user_namespace || !old {
+        return error;
+    }
+    let text = "fuse-overlayfs: a deletion is recorded by a character device 0:0, which a user namespace may make since Linux \
+                5.8 (another fuse-overlayfs.mount_program may do without)";
+    Error::new(ErrorKind::Unsupported, text).caused_by(error)
 }
 
 /// The sentence that says why not; the evidence is in the error already.
@@ -80,4 +102,30 @@ fn refusal(error: Error) -> Error {
         ErrorKind::Unsupported,
         format!("fuse-overlayfs: {error}, kernel {}", kernel()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_whiteouts_for_users_is_named() {
+        let refused = || Error::new(ErrorKind::Unsupported, "fuse-overlayfs: cannot delete");
+        let text = explain(refused(), true, "5.4.0-150-generic").to_string();
+        assert!(
+            text.contains("since Linux 5.8") && text.ends_with("cannot delete"),
+            "{text}"
+        );
+        for (in_user_namespace, kernel) in [
+            (false, "4.19.0"),
+            (true, "5.8.0"),
+            (true, "6.18.1"),
+            (true, "odd"),
+        ] {
+            let text = explain(refused(), in_user_namespace, kernel).to_string();
+            assert_eq!(text, refused().to_string(), "{kernel}");
+        }
+        let full = Error::new(ErrorKind::NoSpace, "full");
+        assert_eq!(explain(full, true, "5.4.0").kind(), ErrorKind::NoSpace);
+    }
 }

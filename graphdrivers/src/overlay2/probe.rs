@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::NAME;
 use crate::OverlayMount;
-use crate::backing::{self, kernel};
+use crate::backing::{self, kernel, version};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exercise::Exercise;
 use crate::mounter::{self, MountFailure};
@@ -59,11 +59,20 @@ pub(super) fn probe(data_root: &Path, extra: &[String]) -> Result<Works> {
     attempt(trial.path(), userxattr, extra)
 }
 
+/// What to go on with where a full disk leaves no room for a trial.
+pub(super) fn untried(data_root: &Path) -> Works {
+    let userxattr = skiff_sys::fsio::in_user_namespace();
+    Works {
+        userxattr,
+        options: fixed_options(userxattr),
+        volatile: false,
+        backing: backing::name(data_root),
+    }
+}
+
 /// What a trial would not show: such a kernel mounts, and files cannot be changed later.
 fn refused_by_version(userxattr: bool, selinux: bool, kernel: &str) -> Option<String> {
-    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    let version = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-    (userxattr && selinux && version < (5, 13)).then(|| {
+    (userxattr && selinux && version(kernel)? < (5, 13)).then(|| {
         format!("overlay2: overlay is not supported for Rootless with SELinux, kernel {kernel}; needs 5.13")
     })
 }
@@ -90,7 +99,7 @@ fn attempt(place: &Path, userxattr: bool, extra: &[String]) -> Result<Works> {
     if !volatile {
         overlay.options.clone_from(&options);
         mounter::mount_overlay(&overlay, &merged)
-            .map_err(|failure| refusal(&failure, userxattr, &backing))?;
+            .map_err(|failure| refusal(&failure, userxattr, &backing, &Surroundings::here()))?;
     }
     exercise.run()?;
     mounter::detach(&merged)?;
@@ -153,13 +162,59 @@ fn fixed_options(userxattr: bool) -> Vec<String> {
     options
 }
 
+/// What a refusal may come from, other than the file system below.
+struct Surroundings {
+    kernel: String,
+    selinux: bool,
+    /// What `kernel.apparmor_restrict_unprivileged_userns` says, where there is one.
+    apparmor: Option<String>,
+}
+
+impl Surroundings {
+    fn here() -> Self {
+        let setting = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns";
+        Self {
+            kernel: kernel(),
+            selinux: selinux(),
+            apparmor: fs::read_to_string(setting)
+                .ok()
+                .map(|text| text.trim().to_owned()),
+        }
+    }
+
+    /// Linux 5.11 was the first to let user namespaces mount overlays.
+    fn is_too_old(&self) -> bool {
+        version(&self.kernel).is_some_and(|version| version < (5, 11))
+    }
+
+    /// Who may have forbidden what this kernel can do.
+    fn suspects(&self) -> String {
+        let mut text = String::from(
+            "this kernel allows it to a process with CAP_SYS_ADMIN in its user namespace, so that a security module or a \
+             seccomp filter may be what forbids it",
+        );
+        if let Some(value) = &self.apparmor {
+            text.push_str(&format!(
+                " (AppArmor: kernel.apparmor_restrict_unprivileged_userns is {value})"
+            ));
+        }
+        if self.selinux {
+            text.push_str(" (SELinux is on: `ausearch -m avc` shows what it denied)");
+        }
+        text
+    }
+}
+
 /// The sentence that says why not, with the evidence and the remedy.
-fn refusal(failure: &MountFailure, userxattr: bool, backing: &str) -> Error {
+fn refusal(failure: &MountFailure, userxattr: bool, backing: &str, here: &Surroundings) -> Error {
     use rustix::io::Errno;
-    let kernel = kernel();
+    let kernel = &here.kernel;
     let place = if userxattr { " in a user namespace" } else { "" };
     let remedy = match failure.errno {
-        Errno::PERM | Errno::ACCESS if userxattr => "needs 5.11".to_owned(),
+        // Says nothing about the driver.
+        errno @ (Errno::NOSPC | Errno::DQUOT) => return Error::io("overlay2: trial mount", errno),
+        Errno::PERM | Errno::ACCESS if userxattr && here.is_too_old() => "needs 5.11".to_owned(),
+        Errno::PERM | Errno::ACCESS if userxattr => here.suspects(),
         Errno::PERM | Errno::ACCESS => "needs CAP_SYS_ADMIN".to_owned(),
         Errno::NODEV => "the kernel has no overlay file system (try `modprobe overlay` as root)".to_owned(),
         Errno::INVAL
@@ -170,7 +225,7 @@ fn refusal(failure: &MountFailure, userxattr: bool, backing: &str) -> Error {
         {
             format!("overlayfs cannot write to {backing}; choose a data root on ext4, XFS, btrfs or tmpfs")
         }
-        Errno::INVAL if userxattr => "userxattr needs 5.11".to_owned(),
+        Errno::INVAL if userxattr && here.is_too_old() => "userxattr needs 5.11".to_owned(),
         _ => format!("backing file system {backing}"),
     };
     let log = if failure.log.is_empty() {
@@ -212,26 +267,68 @@ mod tests {
 
     #[test]
     fn refusals_carry_evidence_and_remedy() {
-        let failure = MountFailure {
-            call: "mount(2)",
-            errno: Errno::PERM,
-            log: String::new(),
+        let say = |errno, log: &str, userxattr, backing, here: &Surroundings| {
+            let failure = MountFailure {
+                call: "mount(2)",
+                errno,
+                log: log.to_owned(),
+            };
+            refusal(&failure, userxattr, backing, here).to_string()
         };
-        let text = refusal(&failure, true, "extfs").to_string();
-        assert!(
-            text.starts_with("overlay2: mount(2) EPERM in a user namespace, kernel "),
-            "{text}"
-        );
-        assert!(text.ends_with("5.11") || text.contains("SELinux"), "{text}");
-        let failure = MountFailure {
-            call: "mount(2)",
-            errno: Errno::INVAL,
-            log: "upper fs".to_owned(),
+        let on = |kernel: &str| Surroundings {
+            kernel: kernel.to_owned(),
+            selinux: false,
+            apparmor: None,
         };
-        let text = refusal(&failure, false, "nfs").to_string();
+        for (errno, symbol, remedy) in [
+            (Errno::PERM, "EPERM", "needs 5.11"),
+            (Errno::ACCESS, "EACCES", "needs 5.11"),
+            (Errno::INVAL, "EINVAL", "userxattr needs 5.11"),
+        ] {
+            assert_eq!(
+                say(errno, "", true, "extfs", &on("5.10.0-30-amd64")),
+                format!("overlay2: mount(2) {symbol} in a user namespace, kernel 5.10.0-30-amd64; {remedy}")
+            );
+        }
+        // From then on the version is not what is missing.
+        let ubuntu = Surroundings {
+            apparmor: Some("1".to_owned()),
+            ..on("6.8.0-45-generic")
+        };
+        let fedora = Surroundings {
+            selinux: true,
+            ..on("6.18.1")
+        };
+        for (here, part) in [
+            (&on("5.11.0"), "a security module or a seccomp filter"),
+            (
+                &ubuntu,
+                "(AppArmor: kernel.apparmor_restrict_unprivileged_userns is 1)",
+            ),
+            (&fedora, "(SELinux is on: "),
+        ] {
+            for errno in [Errno::PERM, Errno::ACCESS] {
+                let text = say(errno, "", true, "extfs", here);
+                assert!(text.contains(part) && !text.contains("needs 5.11"), "{text}");
+            }
+            let text = say(Errno::INVAL, "", true, "extfs", here);
+            assert!(text.ends_with("; backing file system extfs"), "{text}");
+        }
+        let text = say(Errno::PERM, "", false, "extfs", &ubuntu);
+        assert!(text.ends_with("; needs CAP_SYS_ADMIN"), "{text}");
+        let text = say(Errno::INVAL, "upper fs", false, "nfs", &ubuntu);
         assert!(
             text.contains("EINVAL (upper fs), kernel") && text.contains("cannot write to nfs"),
             "{text}"
+        );
+        let failure = MountFailure {
+            call: "mount(2)",
+            errno: Errno::NOSPC,
+            log: String::new(),
+        };
+        assert_eq!(
+            refusal(&failure, true, "extfs", &ubuntu).kind(),
+            ErrorKind::NoSpace
         );
     }
 }
