@@ -75,6 +75,7 @@ conformance! {
         space_can_be_reserved_and_holes_punched,
         an_unmount_loses_nothing,
         a_full_disk_is_said_and_survived,
+        copies_that_nobody_writes_do_not_wait_in_memory,
         a_killed_server_leaves_errors_not_hangs,
         a_kill_under_load_ends_every_request,
         who_serves_itself_can_be_killed,

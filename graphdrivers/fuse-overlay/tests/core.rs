@@ -51,10 +51,14 @@ tests! {
         names_may_be_as_long_as_below,
         a_read_only_overlay_changes_nothing,
         two_mounts_of_one_upper_directory_are_refused,
+        directories_in_one_another_are_refused,
         the_work_directory_is_emptied,
     ]
     copy_up: [
         it_keeps_all_that_a_file_has,
+        access_lists_and_capabilities_are_kept_or_it_fails,
+        without_access_lists_the_group_gains_nothing,
+        files_of_unknown_owners_are_not_copied_up,
         it_keeps_holes,
         symbolic_links_and_pipes_are_copied_up,
         directories_come_with_their_metadata,
@@ -80,6 +84,7 @@ tests! {
         names_come_back_after_whiteouts,
         removing_leaves_one_whiteout,
         a_directory_with_whiteouts_can_be_removed,
+        files_called_like_whiteouts_are_files,
         unlinked_files_stay_usable,
         removed_directories_stay_usable,
         hard_links_are_one_file,
@@ -88,6 +93,8 @@ tests! {
         renamed_directories_do_not_merge,
         renames_that_are_refused,
         exchanges,
+        a_full_disk_leaves_a_rename_undone,
+        renames_work_without_the_flag_for_whiteouts,
         whiteouts_cannot_be_made_by_users,
     ]
     listing: [

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::at::At;
 use super::config::XattrPermissions;
+use super::copy_up::Purpose;
 use super::node::{Node, UNCOUNTED};
 use super::types::{Attr, Caller, SetAttr, SetTime, Time};
 use super::xattr::OverrideStat;
@@ -30,7 +31,7 @@ impl Overlay {
         }
         if let Some(directory) = &node.directory {
             directory.mode.store(attr.mode, Ordering::Relaxed);
-            directory.gid.store(stat.st_gid, Ordering::Relaxed);
+            directory.gid.store(attr.gid, Ordering::Relaxed);
             attr.nlink = self.links_of_directory(node, stat)?;
             attr.rdev = 0;
         } else if node.is_removed() {
@@ -97,7 +98,13 @@ impl Overlay {
                 return self.pretend_times(&node, change);
             }
         }
-        self.copy_up(&node, change.size)?;
+        self.copy_up(
+            &node,
+            match change.size {
+                Some(_) => Purpose::Write(change.size),
+                None => Purpose::Keep,
+            },
+        )?;
         let handle = handle
             .and_then(|id| self.files.get(id))
             .filter(|h| h.is_of(&node));
@@ -173,8 +180,18 @@ impl Overlay {
             };
             stored.uid = uid.unwrap_or(stored.uid);
             stored.gid = gid.unwrap_or(stored.gid);
-            stored.mode = change.mode.map_or(stored.mode, |mode| mode & 0o7777);
-            return stored.write(at, name, node.kind);
+            let given = uid.is_some() || gid.is_some();
+            stored.mode = match change.mode {
+                Some(mode) => mode & 0o7777,
+                // What chown(2) does to an inode.
+                None if given && !node.is_directory() => unprivileged(stored.mode),
+                None => stored.mode,
+            };
+            stored.write(at, name, node.kind)?;
+            if given && !node.is_directory() {
+                drop_capability(node, at)?;
+            }
+            return Ok(());
         }
         if uid.is_some() || gid.is_some() {
             at.chown(uid.map(Uid::from_raw), gid.map(Gid::from_raw))?;
@@ -226,10 +243,7 @@ impl Overlay {
             Some(name) => OverrideStat::read(at, name)?.map_or(stat.st_mode, |stored| stored.mode),
             None => stat.st_mode,
         };
-        let mut kept = mode & 0o7777 & !0o4000;
-        if mode & 0o2010 == 0o2010 {
-            kept &= !0o2000;
-        }
+        let kept = unprivileged(mode);
         if kept != mode & 0o7777 {
             let change = SetAttr {
                 mode: Some(kept),
@@ -237,14 +251,7 @@ impl Overlay {
             };
             self.change_owner_and_mode(node, at, &change)?;
         }
-        if !node.no_capability.load(Ordering::Relaxed) {
-            match at.remove_xattr(b"security.capability") {
-                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-                Err(errno) => return Err(errno),
-            }
-            node.no_capability.store(true, Ordering::Relaxed);
-        }
-        Ok(())
+        drop_capability(node, at)
     }
 
     pub(super) fn do_access(&self, caller: &Caller, node: u64, mask: u32) -> Result<()> {
@@ -273,6 +280,23 @@ impl Overlay {
             Err(Errno::ACCESS)
         }
     }
+}
+
+/// The mode that is left when others than its owner write a file, or it gets another owner.
+fn unprivileged(mode: u32) -> u32 {
+    let group = if mode & 0o2010 == 0o2010 { 0o2000 } else { 0 };
+    mode & 0o7777 & !(0o4000 | group)
+}
+
+fn drop_capability(node: &Node, at: &At<'_>) -> Result<()> {
+    if !node.no_capability.load(Ordering::Relaxed) {
+        match at.remove_xattr(b"security.capability") {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+        node.no_capability.store(true, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 /// As on disk.

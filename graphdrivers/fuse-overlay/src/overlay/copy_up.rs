@@ -30,6 +30,15 @@ use super::work::Work;
 use super::xattr::{self, OverrideStat};
 use super::{Overlay, Result, proc};
 
+/// What a file is copied up for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    /// To be written, by a program that makes it durable if it cares; only the first bytes, if a number is given.
+    Write(Option<u64>),
+    /// For its attributes or its name: nobody has a reason to sync contents that he did not change.
+    Keep,
+}
+
 /// A copy on its way.
 enum Staged {
     /// A file without a name.
@@ -39,9 +48,8 @@ enum Staged {
 }
 
 impl Overlay {
-    /// Makes sure that `node` lies in the upper directory. A regular file comes with its first `size` bytes, if given.
-    /// Whether its inode number or number of links became another.
-    pub(super) fn copy_up(&self, node: &Arc<Node>, size: Option<u64>) -> Result<bool> {
+    /// Makes sure that `node` lies in the upper directory. Whether its inode number or number of links became another.
+    pub(super) fn copy_up(&self, node: &Arc<Node>, purpose: Purpose) -> Result<bool> {
         let work = self.work.as_ref().ok_or(Errno::ROFS)?;
         if node.is_directory() {
             return self.upper_fd(node).map(|_| false);
@@ -67,8 +75,14 @@ impl Overlay {
         let below = self.slot_fd(&parent, slot)?;
         let source = At::Name(below.as_fd(), &name);
         let stat = source.stat()?;
+        self.refuse_unmapped(&source, layer, &stat)?;
         let staged = match kind_of(&stat) {
-            FileType::RegularFile => self.stage_regular(work, &source, layer, &stat, size)?,
+            FileType::RegularFile => {
+                let staged = self.stage_regular(work, &source, layer, &stat, purpose)?;
+                self.mark_plain(&staged.at()?, &name, FileType::RegularFile)
+                    .inspect_err(|_| staged.discard(work))?;
+                staged
+            }
             _ => self.stage_special(work, &source, layer, &stat)?,
         };
         self.finish(work, node, &parent, &name, upper.as_deref(), &stat, staged)
@@ -161,7 +175,7 @@ impl Overlay {
         source: &At<'_>,
         layer: u16,
         stat: &Stat,
-        size: Option<u64>,
+        purpose: Purpose,
     ) -> Result<Staged> {
         let from = self
             .descriptors
@@ -171,7 +185,7 @@ impl Overlay {
             })?;
         let staged = self.nameless_file(work, first_mode(stat.st_mode))?;
         let outcome = self
-            .copy_contents(layer, &from, staged.fd()?, stat, size)
+            .copy_contents(layer, &from, staged.fd()?, stat, purpose)
             .and_then(|()| self.copy_metadata(&At::Fd(from.as_fd()), &staged.at()?, layer, stat));
         if let Err(errno) = outcome {
             staged.discard(work);
@@ -201,10 +215,13 @@ impl Overlay {
         from: &OwnedFd,
         to: &OwnedFd,
         stat: &Stat,
-        size: Option<u64>,
+        purpose: Purpose,
     ) -> Result<()> {
         let whole = u64::try_from(stat.st_size).unwrap_or_default();
-        let size = size.map_or(whole, |size| size.min(whole));
+        let size = match purpose {
+            Purpose::Write(Some(size)) => size.min(whole),
+            Purpose::Write(None) | Purpose::Keep => whole,
+        };
         if size == 0 {
             return Ok(());
         }
@@ -216,11 +233,32 @@ impl Overlay {
             layer.shares.store(false, Ordering::Relaxed);
         }
         let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
-        skiff_sys::contents::copy(from, to, size, blocks)
+        skiff_sys::contents::copy(from, to, size, blocks)?;
+        if matches!(purpose, Purpose::Keep) && !self.config.volatile {
+            // A name that is durable before the contents would leave an empty file after a power failure. Waiting for the
+            // disk is 3 ms a file, this a fifth.
+            skiff_sys::contents::start_writing(to);
+        }
+        Ok(())
+    }
+
+    /// A file whose owner the copy could not have.
+    fn refuse_unmapped(&self, source: &At<'_>, layer: u16, stat: &Stat) -> Result<()> {
+        match &self.unmapped {
+            // Where owners are kept in attributes, the inode's does not matter.
+            Some(unmapped) if self.override_in(layer).is_none() => unmapped.refuse(
+                source,
+                stat,
+                self.config.squash_to_uid.is_none(),
+                self.config.squash_to_gid.is_none(),
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// Owner, mode, attributes and times, in the order in which none undoes another.
     fn copy_metadata(&self, source: &At<'_>, target: &At<'_>, layer: u16, stat: &Stat) -> Result<()> {
+        let mode = self.mode_to_keep(source, stat)?;
         match self.override_in(UPPER) {
             Some(name) => {
                 let stored = match self.override_in(layer) {
@@ -229,7 +267,10 @@ impl Overlay {
                 };
                 xattr::copy(self, source, target)?;
                 stored
-                    .unwrap_or_else(|| OverrideStat::of(stat))
+                    .unwrap_or(OverrideStat {
+                        mode,
+                        ..OverrideStat::of(stat)
+                    })
                     .write(target, name, kind_of(stat))?;
             }
             None => {
@@ -239,13 +280,27 @@ impl Overlay {
                     target.chown(Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
                 }
                 let kind = kind_of(stat);
-                if kind == FileType::Directory || (kind != FileType::Symlink && stat.st_mode & 0o7000 != 0) {
-                    target.chmod(stat.st_mode)?;
+                let other = mode != first_mode(stat.st_mode).as_raw_mode();
+                if kind == FileType::Directory || (kind != FileType::Symlink && other) {
+                    target.chmod(mode)?;
                 }
                 xattr::copy(self, source, target)?;
             }
         }
         target.set_times(&times_of(stat))
+    }
+
+    /// The mode of the copy. With an access list the group's bits are those of its mask; without it they are the
+    /// group's, which must not get what only others on the list have.
+    fn mode_to_keep(&self, source: &At<'_>, stat: &Stat) -> Result<u32> {
+        let mode = stat.st_mode & 0o7777;
+        if !self.config.noacl || kind_of(stat) == FileType::Symlink {
+            return Ok(mode);
+        }
+        Ok(match xattr::group_of_acl(source)? {
+            Some(group) => mode & (!0o070 | group << 3),
+            None => mode,
+        })
     }
 
     fn stage_special(&self, work: &Work, source: &At<'_>, layer: u16, stat: &Stat) -> Result<Staged> {
@@ -307,6 +362,7 @@ impl Overlay {
         let (below, layer) = self.top_fd(node)?;
         let source = At::Fd(below.as_fd());
         let stat = source.stat()?;
+        self.refuse_unmapped(&source, layer, &stat)?;
         let above = self.upper_fd(&parent)?;
         let staged = work.name();
         fs::mkdirat(&work.fd, &*staged, Mode::RWXU)?;

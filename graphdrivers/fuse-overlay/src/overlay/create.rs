@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 
 use super::at::At;
 use super::attr::large_device;
+use super::copy_up::Purpose;
 use super::descriptors::DirectoryFd;
 use super::file::FileHandle;
 use super::layer::{self, UPPER, is_whiteout, stat_at};
@@ -73,7 +75,7 @@ impl Overlay {
         if target.covers {
             target.whiteout = match stat_at(&*upper, name)? {
                 Some(stat) => is_whiteout(&stat),
-                None if layer::has_dot_whiteout(&*upper, name, true)? => false,
+                None if layer::has_dot_whiteout(&*upper, name, true, &self.marks)? => false,
                 None => return Err(Errno::EXIST),
             };
         }
@@ -86,6 +88,18 @@ impl Overlay {
             }
         }
         make(&target).inspect(|_| directory.gained())
+    }
+
+    /// A container may give a file a name that would make it a whiteout, with a mode to match. Where there are no
+    /// attributes, and for special files, that stays so.
+    pub(super) fn mark_plain(&self, at: &At<'_>, name: &OsStr, kind: FileType) -> Result<()> {
+        if kind != FileType::RegularFile || !name.as_bytes().starts_with(layer::DOT_WHITEOUT) {
+            return Ok(());
+        }
+        match at.set_xattr(self.marks.plain.as_bytes(), b"y", XattrFlags::empty()) {
+            Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     fn ownership(
@@ -234,6 +248,7 @@ impl Overlay {
             let fd = self.create_file(target, &owner, flags)?;
             let outcome = self
                 .give(&At::Fd(fd.as_fd()), FileType::RegularFile, &owner)
+                .and_then(|()| self.mark_plain(&At::Fd(fd.as_fd()), name, FileType::RegularFile))
                 .and_then(|()| {
                     if target.whiteout {
                         replace_whiteout(target, &fd)?;
@@ -400,11 +415,14 @@ impl Overlay {
                 let at = At::Name(target.work.fd.as_fd(), &staged);
                 self.inherit_acl(parent, &at, kind, &owner)
                     .and_then(|()| self.give(&at, kind, &owner))
+                    .and_then(|()| self.mark_plain(&at, name, kind))
                     .and_then(|()| fs::renameat(&target.work.fd, &*staged, target.upper, name))
                     .inspect_err(|_| target.work.discard(&staged))?;
             } else {
                 make(target.upper.as_fd(), name, mode)?;
-                self.give(&At::Name(target.upper.as_fd(), name), kind, &owner)
+                let at = At::Name(target.upper.as_fd(), name);
+                self.give(&at, kind, &owner)
+                    .and_then(|()| self.mark_plain(&at, name, kind))
                     .inspect_err(|_| {
                         let _ = fs::unlinkat(target.upper, name, AtFlags::empty());
                     })?;
@@ -487,7 +505,8 @@ impl Overlay {
         if node.is_directory() {
             return Err(Errno::PERM);
         }
-        self.copy_up(&node, None)?;
+        self.copy_up(&node, Purpose::Keep)?;
+        self.with(&node, |at, _| self.mark_plain(&at, name, node.kind))?;
         self.make(&parent, name, |target| {
             let mut place = write(&node.place);
             if target.whiteout {

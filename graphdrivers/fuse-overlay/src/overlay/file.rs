@@ -20,6 +20,7 @@ use rustix::fs::{self, FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::at::At;
+use super::copy_up::Purpose;
 use super::descriptors::{Kept, KeptFd};
 use super::layer::UPPER;
 use super::lock::{lock, read, write};
@@ -125,7 +126,7 @@ impl Overlay {
             return Err(Errno::BADF);
         }
         if writing {
-            self.copy_up(&node, None)?;
+            self.copy_up(&node, Purpose::Write(None))?;
         }
         let kept = node.kept.get_or_init(Arc::default);
         let fd = match kept.get() {
@@ -177,7 +178,7 @@ impl Overlay {
         let mut attributes_changed = false;
         let truncate = OFlags::from_bits_retain(flags).contains(OFlags::TRUNC);
         if is_writing(flags) {
-            attributes_changed = self.copy_up(&node, truncate.then_some(0))?;
+            attributes_changed = self.copy_up(&node, Purpose::Write(truncate.then_some(0)))?;
         }
         let mut below = self.flags_below(flags);
         if truncate {
@@ -275,6 +276,8 @@ impl Overlay {
             return Err(Errno::BADF);
         }
         let mode = FallocateFlags::from_bits_retain(mode);
+        // The kernel leaves this to us and, other than with writes, does not say for whom it need not be.
+        self.drop_privileges(&file.node, &At::Fd(file.fd.as_fd()))?;
         retry_on_intr(|| fs::fallocate(&file.fd, mode, offset, length))
     }
 
@@ -305,6 +308,7 @@ impl Overlay {
             return Err(Errno::BADF);
         }
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
+        self.drop_privileges(&target.node, &At::Fd(target.fd.as_fd()))?;
         let copied = retry_on_intr(|| {
             fs::copy_file_range(&source.fd, Some(&mut at), &target.fd, Some(&mut to_at), length)
         })?;

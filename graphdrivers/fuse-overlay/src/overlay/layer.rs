@@ -36,6 +36,8 @@ pub(super) const UPPER: u16 = 0;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Marks {
     pub(super) opaque: &'static str,
+    /// Of ours alone: says of a file `.wh.NAME` that a user made it and it is no whiteout.
+    pub(super) plain: &'static str,
     whiteout: &'static str,
     redirect: &'static [u8],
     pub(super) metacopy: &'static [u8],
@@ -50,6 +52,7 @@ impl Marks {
         match namespace {
             XattrNamespace::User => Self {
                 opaque: "user.overlay.opaque",
+                plain: "user.overlay.plain",
                 whiteout: "user.overlay.whiteout",
                 redirect: b"user.overlay.redirect",
                 metacopy: b"user.overlay.metacopy",
@@ -58,6 +61,7 @@ impl Marks {
             },
             XattrNamespace::Trusted => Self {
                 opaque: "trusted.overlay.opaque",
+                plain: "trusted.overlay.plain",
                 whiteout: "trusted.overlay.whiteout",
                 redirect: b"trusted.overlay.redirect",
                 metacopy: b"trusted.overlay.metacopy",
@@ -144,12 +148,24 @@ pub(super) fn is_whiteout(stat: &Stat) -> bool {
 
 /// What stands for a whiteout where nobody can make devices, under the name `.wh.NAME`: an empty file. In layers that
 /// came from an archive it has the archive's mode (Podman unpacks images so). In the upper directory only those count
-/// that an overlay made, fuse-overlayfs (0700) or Podman (0): a container may use such names for files of its own.
-pub(super) fn is_dot_whiteout(stat: &Stat, upper: bool) -> bool {
-    is_whiteout(stat)
-        || (kind_of(stat) == FileType::RegularFile
-            && stat.st_size == 0
-            && (!upper || matches!(stat.st_mode & 0o7777, 0o700 | 0)))
+/// that an overlay made, fuse-overlayfs (0700) or Podman (0): a container may use such names for files of its own. Those
+/// made through us are marked.
+pub(super) fn is_dot_whiteout(
+    parent: impl AsFd,
+    name: &OsStr,
+    stat: &Stat,
+    upper: bool,
+    marks: &Marks,
+) -> bool {
+    if is_whiteout(stat) {
+        return true;
+    }
+    let empty = kind_of(stat) == FileType::RegularFile && stat.st_size == 0;
+    let path = || proc::child(parent.as_fd(), name);
+    empty
+        && (!upper
+            || (matches!(stat.st_mode & 0o7777, 0o700 | 0)
+                && fs::lgetxattr(path(), marks.plain, &mut [0u8; 8][..]).is_err()))
 }
 
 /// The kernel's whiteout as an attribute, in a directory that may hold such.
@@ -165,10 +181,11 @@ pub(super) fn is_xattr_whiteout(parent: impl AsFd, name: &OsStr, stat: &Stat, ma
 }
 
 /// Whether there is a file `.wh.NAME` that is a whiteout for `name`.
-pub(super) fn has_dot_whiteout(parent: impl AsFd, name: &OsStr, upper: bool) -> Result<bool> {
+pub(super) fn has_dot_whiteout(parent: impl AsFd, name: &OsStr, upper: bool, marks: &Marks) -> Result<bool> {
     let name = [DOT_WHITEOUT, name.as_bytes()].concat();
-    match stat_at(parent, OsStr::from_bytes(&name)) {
-        Ok(found) => Ok(found.is_some_and(|stat| is_dot_whiteout(&stat, upper))),
+    let name = OsStr::from_bytes(&name);
+    match stat_at(&parent, name) {
+        Ok(found) => Ok(found.is_some_and(|stat| is_dot_whiteout(parent, name, &stat, upper, marks))),
         Err(Errno::NAMETOOLONG) => Ok(false),
         Err(errno) => Err(errno),
     }

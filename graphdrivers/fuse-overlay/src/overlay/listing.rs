@@ -20,6 +20,7 @@ use rustix::fs::{FileType, RawDir, RawDirEntry};
 use super::descriptors::{Descriptors, DirectoryFd};
 use super::layer::{DOT_WHITEOUT, is_dot_whiteout, is_xattr_whiteout, kind_of, stat_at};
 use super::node::{Node, Slot};
+use super::resolve::remembered;
 use super::{Overlay, Result};
 
 /// As the C library reads directories.
@@ -144,6 +145,7 @@ impl Overlay {
         let mut unclear = Vec::new();
         let xattrs = self.has_xattr_whiteouts(slot, fd)?;
         let upper = self.is_upper(slot.layer);
+        let mut any_dots = false;
         raw(fd, &self.descriptors, |entry| {
             let bytes = entry.file_name().to_bytes();
             let kind = entry.file_type();
@@ -153,10 +155,12 @@ impl Overlay {
                     .work
                     .as_ref()
                     .is_some_and(|work| work.is_own_whiteout(entry.ino()));
+            let dot = bytes.starts_with(DOT_WHITEOUT);
+            any_dots |= dot;
             let look = !own
                 && (matches!(kind, FileType::CharacterDevice | FileType::Unknown)
                     || (xattrs && kind == FileType::RegularFile)
-                    || bytes.starts_with(DOT_WHITEOUT));
+                    || dot);
             if look {
                 unclear.push((bytes.to_vec(), kind, entry.ino()));
             } else {
@@ -164,13 +168,15 @@ impl Overlay {
                 self.add(listing, bytes, kind, ino, slot.layer, own, index.as_deref_mut());
             }
         })?;
+        let dots = remembered(&slot.dot_whiteouts, || Ok(any_dots))?;
         for (bytes, kind, ino) in unclear {
             let name = OsStr::from_bytes(&bytes);
             let Some(stat) = stat_at(fd, name)? else { continue };
             let mut hidden = super::layer::is_whiteout(&stat)
                 || (xattrs && is_xattr_whiteout(fd, name, &stat, &self.marks));
             if let Some(target) = bytes.strip_prefix(DOT_WHITEOUT)
-                && is_dot_whiteout(&stat, upper)
+                && dots
+                && is_dot_whiteout(fd, name, &stat, upper, &self.marks)
             {
                 hidden = true;
                 self.add(listing, target, kind, ino, slot.layer, true, index.as_deref_mut());

@@ -23,6 +23,7 @@ mod rename;
 mod resolve;
 mod table;
 mod types;
+mod unmapped;
 mod work;
 mod xattr;
 
@@ -43,6 +44,7 @@ use layer::{Layer, Marks, UPPER};
 use node::{Directory, Node, Place, Slot};
 use numbers::{Devices, Origins};
 use table::Table;
+use unmapped::Unmapped;
 use work::Work;
 
 /// Outcome of a request.
@@ -58,6 +60,8 @@ pub struct Overlay {
     work: Option<Work>,
     /// Whose files are that we make.
     own: (u32, u32),
+    /// `None` where every owner has a number.
+    unmapped: Option<Unmapped>,
     table: Arc<Table>,
     files: Handles<FileHandle>,
     directories: Handles<DirectoryHandle>,
@@ -93,8 +97,8 @@ impl Overlay {
     /// Sets the process's umask to 0 and needs it to stay so: files get the mode that a request says.
     ///
     /// # Errors
-    /// A directory cannot be opened; upper and work directory lie on different file systems (`XDEV`); another mount
-    /// uses the work directory (`AGAIN`).
+    /// A directory cannot be opened; upper and work directory lie on different file systems (`XDEV`) or one in the other
+    /// (`INVAL`); another mount uses one of them (`AGAIN`).
     pub fn new(config: Config) -> std::result::Result<Self, NewError> {
         let marks = Marks::of(config.xattr_namespace);
         let upper = config.upper.iter().map(|(upper, _)| upper);
@@ -110,7 +114,7 @@ impl Overlay {
             .ok_or_else(|| NewError::new("no layer", Errno::INVAL))?;
         let device = top.root_stat.st_dev;
         let work = match &config.upper {
-            Some((_, work)) => Some(Work::open(work, device)?),
+            Some((_, work)) => Some(Work::open(work, &layers)?),
             None => None,
         };
         rustix::process::umask(Mode::empty());
@@ -120,6 +124,7 @@ impl Overlay {
                 rustix::process::geteuid().as_raw(),
                 rustix::process::getegid().as_raw(),
             ),
+            unmapped: Unmapped::here(),
             table: Table::new(),
             files: Handles::new(),
             directories: Handles::new(),

@@ -19,6 +19,7 @@ use rustix::fs::{self, AtFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::at::At;
+use super::copy_up::Purpose;
 use super::descriptors::DirectoryFd;
 use super::layer::{is_whiteout, stat_at};
 use super::lock::{lock, read, write};
@@ -108,7 +109,7 @@ impl Overlay {
         if moved.node().is_directory() {
             return Ok(());
         }
-        self.copy_up(moved.node(), None).map(drop)
+        self.copy_up(moved.node(), Purpose::Keep).map(drop)
     }
 
     /// Locks both directories, an ancestor before its descendant.
@@ -154,9 +155,13 @@ impl Overlay {
                 return Err(Errno::EXIST);
             }
         }
+        let at = At::Name(old.upper.as_fd(), old.name);
+        self.mark_plain(&at, new.name, source.found.kind())?;
         match (flags == RenameFlags::EXCHANGE, target) {
             (true, Some(target)) => {
                 self.may_move(&target, old)?;
+                let at = At::Name(new.upper.as_fd(), new.name);
+                self.mark_plain(&at, old.name, target.found.kind())?;
                 self.exchange(old, new, &source, &target)
             }
             (true, None) => Err(Errno::NOENT),
@@ -242,11 +247,7 @@ impl Overlay {
             RenameFlags::empty()
         };
         match fs::renameat_with(&*old.upper, old.name, &*new.upper, new.name, flags) {
-            Err(Errno::INVAL | Errno::PERM) if old.covered => {
-                // A file system without that flag: for an instant the lower file is seen under the old name.
-                fs::renameat(&*old.upper, old.name, &*new.upper, new.name)?;
-                work.whiteout(&*old.upper, old.name)
-            }
+            Err(Errno::INVAL | Errno::PERM) if old.covered => rename_in_steps(work, old, new),
             outcome => outcome,
         }
     }
@@ -296,7 +297,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// One system call if it can be, then what is left is tidied up.
+    /// One system call if it can be.
     fn move_directory(&self, work: &Work, old: &End<'_>, new: &End<'_>) -> Result<()> {
         let there = stat_at(&*new.upper, new.name)?;
         let whiteout = there.as_ref().is_some_and(is_whiteout);
@@ -307,20 +308,18 @@ impl Overlay {
                 outcome => return outcome,
             }
         }
-        let exchange = RenameFlags::EXCHANGE;
-        fs::renameat_with(&*old.upper, old.name, &*new.upper, new.name, exchange)?;
-        // What was at the new name is at the old one now.
         match (whiteout, old.covered) {
-            (true, true) => Ok(()),
-            (true, false) => fs::unlinkat(&*old.upper, old.name, AtFlags::empty()),
-            (false, covered) => {
+            (true, true) => swap(old, new),
+            (true, false) => {
+                swap(old, new)?;
+                fs::unlinkat(&*old.upper, old.name, AtFlags::empty()).inspect_err(|_| swap_back(old, new))
+            }
+            (false, true) => exchange_for_whiteout(work, old, new),
+            (false, false) => {
+                swap(old, new)?;
                 let staged = work.name();
-                if covered {
-                    work.whiteout(&work.fd, &staged)?;
-                    fs::renameat_with(&work.fd, &*staged, &*old.upper, old.name, exchange)?;
-                } else {
-                    fs::renameat(&*old.upper, old.name, &work.fd, &*staged)?;
-                }
+                fs::renameat(&*old.upper, old.name, &work.fd, &*staged)
+                    .inspect_err(|_| swap_back(old, new))?;
                 work.discard(&staged);
                 Ok(())
             }
@@ -372,6 +371,51 @@ impl End<'_> {
             }
         }
     }
+}
+
+fn swap(old: &End<'_>, new: &End<'_>) -> Result<()> {
+    let flags = RenameFlags::EXCHANGE;
+    fs::renameat_with(&*old.upper, old.name, &*new.upper, new.name, flags)
+}
+
+/// Undoes [`swap`] when what was to follow it failed (a full disk): who called believes that nothing was done.
+fn swap_back(old: &End<'_>, new: &End<'_>) {
+    if let Err(errno) = swap(old, new) {
+        tracing::error!(old = ?old.name, new = ?new.name, %errno, "a rename could not be undone");
+    }
+}
+
+/// Exchanges the two names, then puts a whiteout in the place of what came to the old one. Whatever needs room on the
+/// disk comes before the first step that others see; at no instant is a name gone.
+fn exchange_for_whiteout(work: &Work, old: &End<'_>, new: &End<'_>) -> Result<()> {
+    let staged = work.name();
+    work.whiteout(&work.fd, &staged)?;
+    let outcome = swap(old, new).and_then(|()| {
+        let flags = RenameFlags::EXCHANGE;
+        fs::renameat_with(&work.fd, &*staged, &*old.upper, old.name, flags)
+            .inspect_err(|_| swap_back(old, new))
+    });
+    // What the new name led to before; or, on failure, the whiteout.
+    work.discard(&staged);
+    outcome
+}
+
+/// For file systems that cannot leave a whiteout behind in one step: for an instant the old name shows what is in the
+/// lower layers, or what the new name showed.
+fn rename_in_steps(work: &Work, old: &End<'_>, new: &End<'_>) -> Result<()> {
+    if stat_at(&*new.upper, new.name)?.is_some() {
+        return exchange_for_whiteout(work, old, new);
+    }
+    let staged = work.name();
+    work.whiteout(&work.fd, &staged)?;
+    let outcome = fs::renameat(&*old.upper, old.name, &*new.upper, new.name).and_then(|()| {
+        fs::renameat(&work.fd, &*staged, &*old.upper, old.name).inspect_err(|_| {
+            if let Err(errno) = fs::renameat(&*new.upper, new.name, &*old.upper, old.name) {
+                tracing::error!(old = ?old.name, new = ?new.name, %errno, "a rename could not be undone");
+            }
+        })
+    });
+    outcome.inspect_err(|_| work.discard(&staged))
 }
 
 type PlaceGuard<'a> = RwLockWriteGuard<'a, Place>;

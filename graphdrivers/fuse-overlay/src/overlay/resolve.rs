@@ -147,7 +147,7 @@ impl Overlay {
             let Some(stat) = stat_at(&*fd, name)? else {
                 if !last
                     && self.has_dot_whiteouts(slot, &fd)?
-                    && layer::has_dot_whiteout(&*fd, name, self.is_upper(slot.layer))?
+                    && layer::has_dot_whiteout(&*fd, name, self.is_upper(slot.layer), &self.marks)?
                 {
                     break;
                 }
@@ -239,6 +239,7 @@ impl Overlay {
         })
     }
 
+    /// Whether this directory had files `.wh.*` when this was first asked; those that come later are users'.
     fn has_dot_whiteouts(&self, slot: &Slot, fd: &DirectoryFd) -> Result<bool> {
         remembered(&slot.dot_whiteouts, || {
             let mut any = false;
@@ -364,7 +365,7 @@ impl Overlay {
 }
 
 /// Something that does not change, asked once.
-fn remembered(memory: &AtomicU8, ask: impl FnOnce() -> Result<bool>) -> Result<bool> {
+pub(super) fn remembered(memory: &AtomicU8, ask: impl FnOnce() -> Result<bool>) -> Result<bool> {
     match memory.load(Ordering::Relaxed) {
         UNKNOWN => {
             let answer = ask()?;

@@ -6,8 +6,10 @@
 //!     #w1                a whiteout; those in the upper directory are further links to it, which cost no inode
 //! ```
 //!
-//! The directory is locked (flock(2)) while the overlay lives: two writers of one upper directory would destroy it.
+//! The directory is locked (flock(2)) while the overlay lives, and so is the upper directory: two writers would destroy
+//! it. Neither may lie in the other, nor a layer in the work directory: emptying it would destroy that.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::layer::{kind_of, stat_at};
+use super::layer::{Layer, kind_of, stat_at};
 use super::lock::{lock, read, write};
 use super::{NewError, Result, listing};
 
@@ -37,10 +39,10 @@ pub(super) struct Work {
 /// How long a mount waits for the server of one that was just taken down: unmounting returns before that has ended.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-fn take(workdir: &OwnedFd) -> rustix::io::Result<()> {
+fn take(directory: impl AsFd) -> rustix::io::Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
-        match fs::flock(workdir, FlockOperation::NonBlockingLockExclusive) {
+        match fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             // No lock can be waited for with a limit.
             Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
             other => return other,
@@ -49,7 +51,11 @@ fn take(workdir: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 impl Work {
-    pub(super) fn open(path: &Path, upper_device: u64) -> std::result::Result<Self, NewError> {
+    /// `layers` are all of the overlay, the first is its upper directory.
+    pub(super) fn open(path: &Path, layers: &[Layer]) -> std::result::Result<Self, NewError> {
+        let upper = layers
+            .first()
+            .ok_or_else(|| NewError::new("no upper directory", Errno::INVAL))?;
         let failed = |what: &str| {
             let what = format!("{what} {}", path.display());
             move |errno| NewError::new(what, errno)
@@ -57,18 +63,25 @@ impl Work {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let workdir = fs::open(path, flags, Mode::empty()).map_err(failed("open work directory"))?;
         let stat = fs::fstat(&workdir).map_err(failed("stat work directory"))?;
-        if stat.st_dev != upper_device {
+        if stat.st_dev != upper.root_stat.st_dev {
             return Err(failed(
                 "upper directory lies on another file system than work directory",
             )(Errno::XDEV));
         }
+        let above_layers = Self::stay_apart(&workdir, layers)?;
         take(&workdir).map_err(failed("another mount uses work directory"))?;
+        take(&*upper.root).map_err(|errno| NewError::new("another mount uses the upper directory", errno))?;
         match fs::mkdirat(&workdir, "work", Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(failed("mkdir in work directory")(errno)),
         }
         let fd = fs::openat(&workdir, "work", flags | OFlags::NOFOLLOW, Mode::empty())
             .map_err(failed("open work in"))?;
+        // Something else may be mounted there.
+        let inner = fs::fstat(&fd).map_err(failed("stat work in"))?;
+        if inner.st_dev != stat.st_dev || above_layers.contains(&(inner.st_dev, inner.st_ino)) {
+            return Err(failed("not a directory of its own: work in")(Errno::INVAL));
+        }
         empty(&fd).map_err(failed("empty work directory"))?;
         Ok(Self {
             fd,
@@ -77,6 +90,31 @@ impl Work {
             whiteout: Mutex::default(),
             whiteouts: RwLock::default(),
         })
+    }
+
+    /// Refuses directories that lie in one another, with the kernel's words for it, before anything is written. Gives
+    /// the layers' roots and all directories above them.
+    fn stay_apart(workdir: &OwnedFd, layers: &[Layer]) -> std::result::Result<HashSet<(u64, u64)>, NewError> {
+        let failed = |errno| NewError::new("look for the parents of a layer", errno);
+        let mut above = HashSet::new();
+        walk_up(workdir.as_fd(), &mut above).map_err(failed)?;
+        let id = |stat: &fs::Stat| (stat.st_dev, stat.st_ino);
+        let own = id(&fs::fstat(workdir).map_err(failed)?);
+        let upper = layers.first().map(|upper| id(&upper.root_stat));
+        let mut apart = upper.is_none_or(|upper| !above.contains(&upper));
+        above.clear();
+        for (index, layer) in layers.iter().enumerate() {
+            walk_up(layer.root.as_fd(), &mut above).map_err(failed)?;
+            apart &= !above.contains(&own);
+            if !apart {
+                let what = match index {
+                    0 => "workdir and upperdir must be separate subtrees",
+                    _ => "a lowerdir lies in workdir",
+                };
+                return Err(NewError::new(what, Errno::INVAL));
+            }
+        }
+        Ok(above)
     }
 
     /// A name that nothing has yet.
@@ -126,6 +164,25 @@ impl Work {
         if let Err(errno) = remove_all(&self.fd, name) {
             tracing::warn!(?name, %errno, "left in the work directory");
         }
+    }
+}
+
+/// Notes a directory and those above it, as far as nobody has noted them. Inodes and not paths: a link or a bind mount
+/// on the way makes no difference.
+fn walk_up(directory: std::os::fd::BorrowedFd<'_>, seen: &mut HashSet<(u64, u64)>) -> Result<()> {
+    let mut here = directory.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    loop {
+        let stat = fs::fstat(&here)?;
+        if !seen.insert((stat.st_dev, stat.st_ino)) {
+            return Ok(());
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        here = match fs::openat(&here, c"..", flags, Mode::empty()) {
+            Ok(parent) => parent,
+            // Nobody may go there: neither can anything of ours lie between.
+            Err(Errno::ACCESS) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
     }
 }
 

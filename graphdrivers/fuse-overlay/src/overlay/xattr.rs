@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::at::At;
 use super::config::IdMap;
+use super::copy_up::Purpose;
 use super::node::{Node, UNKNOWN};
 use super::{Overlay, Result};
 
@@ -56,7 +57,7 @@ impl Overlay {
         if is_acl(&name) {
             self.map_acl(value.to_mut(), IdMap::stored)?;
         }
-        self.copy_up(&node, None)?;
+        self.copy_up(&node, Purpose::Keep)?;
         self.forget_what_is_known(&node, &name);
         let flags = XattrFlags::from_bits_retain(flags);
         let outcome = self.with(&node, |at, _| at.set_xattr(&name, &value, flags));
@@ -69,7 +70,7 @@ impl Overlay {
         let name = self.stored_name(name.as_bytes())?;
         // Nothing is copied up only to find that there is nothing to remove.
         self.with(&node, |at, _| at.get_xattr(&name, &mut []))?;
-        self.copy_up(&node, None)?;
+        self.copy_up(&node, Purpose::Keep)?;
         let outcome = self.with(&node, |at, _| at.remove_xattr(&name));
         self.forget_what_is_known(&node, &name);
         outcome
@@ -182,7 +183,7 @@ pub(super) fn grow(get: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> 
 /// Copies all attributes of `from` that are its users' to `to`, a fresh file.
 ///
 /// What cannot be written in this namespace (`trusted.*`, other security modules') or on this file system is left out,
-/// as the kernel does.
+/// as the kernel does. Access lists and capabilities are not: without them the copy would be another file to its users.
 pub(super) fn copy(overlay: &Overlay, from: &At<'_>, to: &At<'_>) -> Result<()> {
     let mut small = [0u8; 512];
     let list = match from.list_xattrs(&mut small) {
@@ -196,20 +197,45 @@ pub(super) fn copy(overlay: &Overlay, from: &At<'_>, to: &At<'_>) -> Result<()> 
         if (overlay.marks.is_private(name) && !owner_kept) || (overlay.config.noacl && is_acl(name)) {
             continue;
         }
+        let must = is_acl(name) || name == CAPABILITY;
         let value = match grow(|buffer| from.get_xattr(name, buffer)) {
             Ok(value) => value,
-            Err(Errno::NODATA | Errno::PERM | Errno::OPNOTSUPP) => continue,
+            Err(Errno::NODATA) => continue,
+            Err(Errno::PERM | Errno::OPNOTSUPP) if !must => continue,
             Err(errno) => return Err(errno),
         };
         match to.set_xattr(name, &value, XattrFlags::empty()) {
             Ok(()) => {}
-            Err(errno @ (Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL)) => {
+            Err(errno @ (Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL)) if !must => {
                 tracing::debug!(attribute = %String::from_utf8_lossy(name), %errno, "attribute left out at copy-up");
             }
             Err(errno) => return Err(errno),
         }
     }
     Ok(())
+}
+
+/// What the owning group may by a file's access list; `None` without one.
+pub(super) fn group_of_acl(at: &At<'_>) -> Result<Option<u32>> {
+    match grow(|buffer| at.get_xattr(ACL_ACCESS, buffer)) {
+        Ok(list) => Ok(group_in(&list)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn group_in(list: &[u8]) -> Option<u32> {
+    const OWNING_GROUP: u16 = 4;
+    const MASK: u16 = 16;
+    let entries = list.get(4..).unwrap_or_default().chunks_exact(8);
+    let permissions = |wanted| {
+        let mut found = entries
+            .clone()
+            .filter(|entry| u16::from_le_bytes([entry[0], entry[1]]) == wanted)
+            .map(|entry| u32::from(u16::from_le_bytes([entry[2], entry[3]])) & 0o7);
+        found.next()
+    };
+    Some(permissions(OWNING_GROUP)? & permissions(MASK).unwrap_or(0o7))
 }
 
 /// Owner and mode kept in an attribute: `UID:GID:MODE[:TYPE]`, the mode in octal.

@@ -8,6 +8,7 @@ use std::{fs, io};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use skiff_fuse_overlay::overlay::{
     Attr, Caller, Config, Entry, Lookup, Opened, Overlay, ROOT, SetAttr, SetTime, Time,
 };
@@ -106,11 +107,14 @@ impl Fs {
     }
 
     pub(crate) fn upper(&self, path: &str) -> PathBuf {
-        self.directory.path().join("upper").join(path)
+        let upper = self.overlay.config().upper.as_ref();
+        upper
+            .map_or_else(|| self.directory.path().join("upper"), |(upper, _)| upper.clone())
+            .join(path)
     }
 
     pub(crate) fn work(&self) -> PathBuf {
-        self.directory.path().join("work/work")
+        self.overlay.config().upper.as_ref().unwrap().1.join("work")
     }
 
     pub(crate) fn find(&self, path: &str) -> Result<Held<'_>> {
@@ -356,6 +360,35 @@ impl Fs {
             .filter(|name| !name.as_bytes().starts_with(b"#w"))
             .collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+/// A file system in memory, with an upper and a work directory.
+pub(crate) struct Memory(tempfile::TempDir);
+
+impl Memory {
+    pub(crate) fn new(kind: &str, options: &std::ffi::CStr) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        mount(kind, directory.path(), kind, MountFlags::empty(), Some(options)).unwrap();
+        let this = Self(directory);
+        for path in [this.upper(""), this.work()] {
+            fs::create_dir(path).unwrap();
+        }
+        this
+    }
+
+    pub(crate) fn upper(&self, path: &str) -> PathBuf {
+        self.0.path().join("upper").join(path)
+    }
+
+    pub(crate) fn work(&self) -> PathBuf {
+        self.0.path().join("work")
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = unmount(self.0.path(), UnmountFlags::DETACH);
     }
 }
 

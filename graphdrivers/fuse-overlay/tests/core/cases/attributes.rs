@@ -114,6 +114,22 @@ pub(crate) fn privileges_go_when_others_write() {
     assert!(!capable("by-root"));
     fs.overlay.release(handle);
 
+    // Other changes of contents: the kernel says of nobody that he may keep them.
+    for path in ["reserved", "copied"] {
+        privileged(path, 0o6755);
+        let handle = fs.open(path, OFlags::RDWR).unwrap().handle;
+        if path == "reserved" {
+            fs.overlay.fallocate(handle, 0, 1, 0).unwrap();
+        } else {
+            let source = fs.open("by-root", OFlags::RDONLY).unwrap().handle;
+            let copied = fs.overlay.copy_file_range(source, 0, handle, 0, 1);
+            assert_eq!(copied, Ok(1));
+            fs.overlay.release(source);
+        }
+        fs.overlay.release(handle);
+        assert_eq!((mode(path), capable(path)), (0o755, false), "{path}");
+    }
+
     // A group that may not execute: the bit means mandatory locking, and stays.
     privileged("locking", 0o2745);
     let truncate = SetAttr {
@@ -251,6 +267,41 @@ pub(crate) fn owners_kept_in_attributes() {
     assert_eq!(seen("marked"), (7, 8, 0o600));
     fs.chmod("plain", 0o640).unwrap();
     assert_eq!(seen("plain"), (0, 0, 0o640));
+    // A new owner does not get the old one's privileges.
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    fs.create_as(&caller, "program", 0o6755).unwrap();
+    fs.create_as(&caller, "locking", 0o2745).unwrap();
+    fs.set_xattr("program", "security.capability", &capability)
+        .unwrap();
+    let give = SetAttr {
+        uid: Some(5),
+        ..SetAttr::default()
+    };
+    for path in ["program", "locking", "dir"] {
+        fs.setattr(path, give).unwrap();
+    }
+    assert_eq!(seen("program"), (5, 1001, 0o755));
+    let gone = fs.xattr("program", "security.capability");
+    assert_eq!(gone.unwrap_err(), Errno::NODATA);
+    assert_eq!(seen("locking"), (5, 1001, 0o2745));
+    assert_eq!(seen("dir"), (5, 1001, 0o1755));
+    let both = SetAttr {
+        mode: Some(0o4711),
+        ..give
+    };
+    fs.setattr("program", both).unwrap();
+    assert_eq!(seen("program"), (5, 1001, 0o4711));
+    // The group that such a directory passes on is kept in the attribute, too.
+    let shared = SetAttr {
+        gid: Some(42),
+        mode: Some(0o2775),
+        ..SetAttr::default()
+    };
+    fs.setattr("dir", shared).unwrap();
+    fs.create_as(&caller, "dir/f", 0o644).unwrap();
+    fs.mkdir_as(&caller, "dir/d", 0o755).unwrap();
+    assert_eq!(seen("dir/f"), (1000, 42, 0o644));
+    assert_eq!(seen("dir/d"), (1000, 42, 0o2755));
     // Not for users to see or to write.
     assert_eq!(fs.xattrs("new").unwrap(), Vec::<String>::new());
     assert_eq!(fs.set_xattr("new", NAME, b"0:0:0").unwrap_err(), Errno::OPNOTSUPP);

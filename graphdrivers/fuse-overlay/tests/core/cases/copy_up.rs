@@ -7,9 +7,26 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use skiff_fuse_overlay::overlay::SetAttr;
 
-use crate::fs::{Fs, fill, has_acls};
+use crate::fs::{Fs, Memory, fill, has_acls};
 
 const LONG_AGO: i64 = 1_000_000_000;
+
+const ACL: &str = "system.posix_acl_access";
+/// No id, in an access list.
+const ANY: u32 = u32::MAX;
+/// cap_net_bind_service=ep; inside a user namespace the kernel adds whose it is.
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Tag, permissions, id.
+fn access_list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut list = vec![2, 0, 0, 0];
+    for (tag, permissions, id) in entries {
+        list.extend(tag.to_le_bytes());
+        list.extend(permissions.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
 
 fn age(path: &std::path::Path) {
     let moment = Timespec {
@@ -31,23 +48,10 @@ pub(crate) fn it_keeps_all_that_a_file_has() {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o6751)).unwrap();
         xattr::set(&file, "user.note", b"kept").unwrap();
         xattr::set(&file, "user.overlay.origin", b"not kept").unwrap();
-        // cap_net_bind_service=ep; inside a user namespace the kernel adds whose it is.
-        let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        xattr::set(&file, "security.capability", &capability).unwrap();
+        xattr::set(&file, "security.capability", &CAPABILITY).unwrap();
         if has_acls(&lower[0]) {
-            let mut acl = vec![2, 0, 0, 0];
-            for (tag, permissions, id) in [
-                (1u16, 7u16, u32::MAX),
-                (2, 4, 77),
-                (4, 5, u32::MAX),
-                (16, 5, u32::MAX),
-                (32, 1, u32::MAX),
-            ] {
-                acl.extend(tag.to_le_bytes());
-                acl.extend(permissions.to_le_bytes());
-                acl.extend(id.to_le_bytes());
-            }
-            xattr::set(&file, "system.posix_acl_access", &acl).unwrap();
+            let list = access_list(&[(1, 7, ANY), (2, 4, 77), (4, 5, ANY), (16, 5, ANY), (32, 1, ANY)]);
+            xattr::set(&file, ACL, &list).unwrap();
         }
         age(&file);
     });
@@ -79,6 +83,103 @@ pub(crate) fn it_keeps_all_that_a_file_has() {
         "{stored:?}"
     );
     assert_eq!(fs::read_to_string(lower).unwrap(), "contents");
+}
+
+/// A copy without them would be another file to its users.
+pub(crate) fn access_lists_and_capabilities_are_kept_or_it_fails() {
+    // Keeps no attributes.
+    let disk = Memory::new("ramfs", c"mode=755");
+    let mut refused = vec!["capable"];
+    let fs = Fs::with(
+        1,
+        |lower| {
+            fill(&lower[0], &["capable=1", "listed=1", "noted=1"]);
+            xattr::set(lower[0].join("capable"), "security.capability", &CAPABILITY).unwrap();
+            xattr::set(lower[0].join("noted"), "user.note", b"less important").unwrap();
+            if has_acls(&lower[0]) {
+                let list = access_list(&[(1, 6, ANY), (2, 4, 77), (4, 4, ANY), (16, 4, ANY), (32, 0, ANY)]);
+                xattr::set(lower[0].join("listed"), ACL, &list).unwrap();
+                refused.push("listed");
+            }
+        },
+        |config| config.upper = Some((disk.upper(""), disk.work())),
+    );
+    for path in refused {
+        let error = fs.chmod(path, 0o600).unwrap_err();
+        assert!(matches!(error, Errno::OPNOTSUPP | Errno::PERM), "{path}: {error}");
+        assert!(!disk.upper(path).exists(), "{path}");
+        assert_eq!(fs.text(path), "1", "{path}");
+    }
+    fs.chmod("noted", 0o600).unwrap();
+    assert_eq!(fs.xattrs("noted").unwrap(), Vec::<String>::new());
+    fs.assert_work_is_empty();
+}
+
+/// The bits of the group are those of the list's mask, which says what others on the list may have at most.
+pub(crate) fn without_access_lists_the_group_gains_nothing() {
+    let list = |group| {
+        access_list(&[
+            (1, 7, ANY),
+            (2, 7, 77),
+            (4, group, ANY),
+            (16, 6, ANY),
+            (32, 0, ANY),
+        ])
+    };
+    let fs = Fs::with(
+        1,
+        |lower| {
+            fill(&lower[0], &["f=1", "d/g=1"]);
+            if has_acls(&lower[0]) {
+                xattr::set(lower[0].join("f"), ACL, &list(5)).unwrap();
+                xattr::set(lower[0].join("d"), ACL, &list(0)).unwrap();
+                let masked = fs::metadata(lower[0].join("f")).unwrap().mode();
+                assert_eq!(masked & 0o777, 0o760);
+            }
+        },
+        |config| config.noacl = true,
+    );
+    if !has_acls(&fs.upper("")) {
+        println!("no access lists on this file system");
+        return;
+    }
+    for path in ["f", "d/g"] {
+        fs.set_mtime(path, LONG_AGO).unwrap();
+    }
+    let kept = |path: &str| fs::metadata(fs.upper(path)).unwrap().mode() & 0o7777;
+    assert_eq!((kept("f"), kept("d")), (0o740, 0o700));
+    assert_eq!(xattr::get(fs.upper("f"), ACL).unwrap(), None);
+}
+
+/// In a user namespace they look like nobody's, and their copies would be.
+pub(crate) fn files_of_unknown_owners_are_not_copied_up() {
+    let fs = Fs::with(
+        1,
+        |lower| {
+            fill(&lower[0], &["nobodys=1"]);
+            std::os::unix::fs::chown(lower[0].join("nobodys"), Some(65534), Some(65534)).unwrap();
+        },
+        // Real root's, who has no number in the user namespace of the second run.
+        |config| config.lower.push("/etc".into()),
+    );
+    let changed = [
+        fs.overwrite("passwd", "x"),
+        fs.chmod("passwd", 0o600).map(drop),
+        fs.rename("passwd", "moved"),
+    ];
+    if crate::userns::inside() {
+        assert_eq!(fs.stat("passwd").unwrap().uid, 65534);
+        assert_eq!(changed, [Err(Errno::OVERFLOW); 3]);
+        assert_eq!(fs::read_dir(fs.upper("")).unwrap().count(), 0);
+    } else {
+        assert_eq!(changed, [Ok(()); 3]);
+        let copy = fs::metadata(fs.upper("moved")).unwrap();
+        assert_eq!((copy.uid(), copy.mode() & 0o7777), (0, 0o600));
+    }
+    fs.chmod("nobodys", 0o600).unwrap();
+    let copy = fs::metadata(fs.upper("nobodys")).unwrap();
+    assert_eq!((copy.uid(), copy.gid()), (65534, 65534));
+    fs.assert_work_is_empty();
 }
 
 pub(crate) fn it_keeps_holes() {

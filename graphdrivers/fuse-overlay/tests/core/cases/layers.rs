@@ -293,13 +293,24 @@ pub(crate) fn a_read_only_overlay_changes_nothing() {
 pub(crate) fn two_mounts_of_one_upper_directory_are_refused() {
     let fs = Fs::new(1, |_| {});
     let root = fs.upper("").parent().unwrap().to_owned();
+    fs::create_dir(root.join("work2")).unwrap();
     let config = || Config {
         lower: vec![root.join("lower0")],
         upper: Some((root.join("upper"), root.join("work"))),
         ..Config::default()
     };
-    let error = Overlay::new(config()).unwrap_err();
-    assert!(error.to_string().contains("another mount uses"), "{error}");
+    // The same work directory, and another one.
+    for (work, refused) in [("work", "work directory"), ("work2", "the upper directory")] {
+        let config = Config {
+            upper: Some((root.join("upper"), root.join(work))),
+            ..config()
+        };
+        let error = Overlay::new(config).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("another mount uses {refused}")),
+            "{work}: {error}"
+        );
+    }
     let missing = Config {
         lower: vec![root.join("nowhere")],
         ..config()
@@ -311,6 +322,51 @@ pub(crate) fn two_mounts_of_one_upper_directory_are_refused() {
         ..config()
     };
     assert_eq!(Overlay::new(apart).unwrap_err().errno, Errno::XDEV);
+}
+
+/// The work directory is emptied: nothing else may be lost with it.
+pub(crate) fn directories_in_one_another_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let files = ["lower/f=1", "x/work/kept=1", "u/work/kept=1", "w/work/low/kept=1"];
+    fill(root, &files);
+    fill(root, &["up", "link->x/work"]);
+    let new = |lower: &str, upper: &str, work: &str| {
+        Overlay::new(Config {
+            lower: vec![root.join("lower"), root.join(lower)],
+            upper: Some((root.join(upper), root.join(work))),
+            ..Config::default()
+        })
+    };
+    for (lower, upper, work, text) in [
+        (
+            ".",
+            "x/work",
+            "x",
+            "workdir and upperdir must be separate subtrees",
+        ),
+        (".", "link", "x", "workdir and upperdir must be separate subtrees"),
+        (".", "u", "u", "workdir and upperdir must be separate subtrees"),
+        (
+            ".",
+            "u",
+            "u/work",
+            "workdir and upperdir must be separate subtrees",
+        ),
+        ("w/work/low", "up", "w", "a lowerdir lies in workdir"),
+        ("w", "up", "w", "a lowerdir lies in workdir"),
+    ] {
+        let error = new(lower, upper, work).unwrap_err();
+        assert_eq!(error.errno, Errno::INVAL, "{upper} {work}: {error}");
+        assert!(error.to_string().contains(text), "{upper} {work}: {error}");
+    }
+    for file in files {
+        let path = root.join(file.trim_end_matches("=1"));
+        assert_eq!(fs::read_to_string(path).unwrap(), "1", "{file}");
+    }
+    assert!(!root.join("u/work/work").exists(), "something was made");
+    // Above both may be a layer.
+    drop(new(".", "up", "x").unwrap());
 }
 
 /// What an earlier process left when it was killed.

@@ -8,7 +8,7 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use skiff_fuse_overlay::overlay::{Caller, ROOT, SetAttr};
 
-use crate::fs::{Fs, NOBODY_SPECIAL, fill, has_acls, is_whiteout, whiteout};
+use crate::fs::{Fs, Memory, NOBODY_SPECIAL, fill, has_acls, is_whiteout, whiteout};
 
 const USER: Caller = Caller {
     uid: 1000,
@@ -240,6 +240,43 @@ pub(crate) fn a_directory_with_whiteouts_can_be_removed() {
     assert_eq!(fs.unlink("e").unwrap_err(), Errno::ISDIR);
     assert_eq!(fs.rmdir("e/x").unwrap_err(), Errno::NOTDIR);
     fs.assert_work_is_empty();
+}
+
+/// A container may call files of its own so.
+pub(crate) fn files_called_like_whiteouts_are_files() {
+    let fs = Fs::new(1, |lower| {
+        fill(&lower[0], &["d/X=1", "d/Y=1", "d/Z=1", "d/f=", "d/foreign=1"])
+    });
+    fs.mkdir("own").unwrap();
+    fs.create_as(&NOBODY_SPECIAL, "own/.wh.X", 0o700).unwrap();
+    assert_eq!(fs.names("own"), [".wh.X"]);
+    assert_eq!(fs.rmdir("own").unwrap_err(), Errno::NOTEMPTY);
+    fs.create_as(&NOBODY_SPECIAL, "d/.wh.X", 0o700).unwrap();
+    fs.create_as(&NOBODY_SPECIAL, "own/plain", 0).unwrap();
+    fs.rename("own/plain", "d/.wh.Y").unwrap();
+    assert_eq!(fs.names("d"), [".wh.X", ".wh.Y", "X", "Y", "Z", "f", "foreign"]);
+    assert_eq!(fs.text("d/X"), "1");
+    assert_eq!(fs.mkdir("d/X").unwrap_err(), Errno::EXIST);
+    fs.link("own/.wh.X", "d/.wh.Z").unwrap();
+    fs.overwrite("d/f", "").unwrap();
+    fs.rename("d/f", "d/.wh.f").unwrap();
+    fs.chmod("d/.wh.f", 0o700).unwrap();
+    // The next mount knows them, and they are like other files.
+    let fs = fs.again();
+    assert_eq!(
+        fs.names("d"),
+        [".wh.X", ".wh.Y", ".wh.Z", ".wh.f", "X", "Y", "Z", "foreign"]
+    );
+    assert_eq!(fs.text("d/X"), "1");
+    assert_eq!(fs.xattrs("d/.wh.X").unwrap(), Vec::<String>::new());
+    assert_eq!(fs.rmdir("own").unwrap_err(), Errno::NOTEMPTY);
+    fs.create_as(&NOBODY_SPECIAL, "own/.wh.new", 0o700).unwrap();
+    assert_eq!(fs.names("own"), [".wh.X", ".wh.new"]);
+    // Another program's whiteout is one.
+    fs::write(fs.upper("d/.wh.foreign"), "").unwrap();
+    fs::set_permissions(fs.upper("d/.wh.foreign"), fs::Permissions::from_mode(0)).unwrap();
+    let fs = fs.again();
+    assert!(!fs.exists("d/foreign") && !fs.names("d").contains(&".wh.foreign".to_owned()));
 }
 
 pub(crate) fn unlinked_files_stay_usable() {
@@ -530,6 +567,67 @@ pub(crate) fn exchanges() {
     let fs = fs.again();
     assert_eq!(fs.names("covered"), Vec::<String>::new());
     assert_eq!(fs.text("a/n"), "n");
+}
+
+/// Whoever is told that the disk is full may believe that nothing was done: neither by the disk nor by the overlay.
+pub(crate) fn a_full_disk_leaves_a_rename_undone() {
+    let disk = Memory::new("tmpfs", c"nr_inodes=64,size=4m,mode=755");
+    if xattr::set(disk.upper(""), "user.test", b"").is_err() {
+        println!(
+            "left to newer kernels: before Linux 6.6 no tmpfs can be an upper directory with directories like these"
+        );
+        return;
+    }
+    let fs = Fs::with(
+        1,
+        |lower| fill(&lower[0], &["old/x=1", "new/y=1"]),
+        |config| config.upper = Some((disk.upper(""), disk.work())),
+    );
+    fs.unlink("old/x").unwrap();
+    fs.rmdir("old").unwrap();
+    fs.mkdir("old").unwrap();
+    fs.write("old/in", "contents").unwrap();
+    // Leaves a whiteout in a directory that looks empty.
+    fs.unlink("new/y").unwrap();
+    let fillers: Vec<_> = (0..64)
+        .map(|i| disk.upper(&format!("filler{i}")))
+        .take_while(|path| fs::write(path, "").is_ok())
+        .collect();
+    assert!(fillers.len() < 64, "the disk is not full");
+    assert_eq!(fs.rename("old", "new").unwrap_err(), Errno::NOSPC);
+    assert!(disk.upper("old/in").exists() && is_whiteout(&disk.upper("new/y")));
+    assert_eq!(
+        (fs.text("old/in").as_str(), fs.names("new")),
+        ("contents", vec![])
+    );
+    fs::remove_file(&fillers[0]).unwrap();
+    fs::remove_file(&fillers[1]).unwrap();
+    fs.rename("old", "new").unwrap();
+    assert_eq!(
+        (fs.text("new/in").as_str(), fs.exists("old")),
+        ("contents", false)
+    );
+    assert!(is_whiteout(&disk.upper("old")));
+    fs.assert_work_is_empty();
+}
+
+/// A file system without `RENAME_WHITEOUT` (and without attributes).
+pub(crate) fn renames_work_without_the_flag_for_whiteouts() {
+    let disk = Memory::new("ramfs", c"mode=755");
+    let fs = Fs::with(
+        1,
+        |lower| fill(&lower[0], &["a=a", "b=b", "c=c"]),
+        |config| config.upper = Some((disk.upper(""), disk.work())),
+    );
+    fs.rename("a", "fresh").unwrap();
+    fs.rename("b", "fresh").unwrap();
+    assert_eq!(fs.text("fresh"), "b");
+    fs.rename("fresh", "c").unwrap();
+    assert_eq!((fs.text("c").as_str(), fs.names("")), ("b", vec!["c".to_owned()]));
+    for name in ["a", "b"] {
+        assert!(is_whiteout(&disk.upper(name)), "{name}");
+    }
+    fs.assert_work_is_empty();
 }
 
 pub(crate) fn whiteouts_cannot_be_made_by_users() {
