@@ -191,12 +191,20 @@ pub(super) fn next(device: &File, buffer: &mut [u8]) -> io::Result<Option<usize>
 }
 
 fn answer(session: &Session, device: &File, request: &Request<'_>, reply: &mut Reply) -> io::Result<()> {
+    let overlay = &session.overlay;
+    let mut let_go = overlay.removed_files_let_go();
     let mut outcome = attempt(session, request, reply);
     for pause in PAUSES {
-        if !matches!(outcome, Err(Errno::NOSPC | Errno::DQUOT)) || !session.overlay.holds_removed_files() {
+        if !matches!(outcome, Err(Errno::NOSPC | Errno::DQUOT)) {
             break;
         }
-        thread::sleep(Duration::from_millis(pause));
+        // In this order: a file that was held at the attempt is held still, or has been let go since.
+        if overlay.holds_removed_files() {
+            thread::sleep(Duration::from_millis(pause));
+        } else if overlay.removed_files_let_go() == let_go {
+            break;
+        }
+        let_go = overlay.removed_files_let_go();
         outcome = attempt(session, request, reply);
     }
     if session.debug {

@@ -199,6 +199,11 @@ impl Overlay {
         self.table.has_removed()
     }
 
+    /// Grows with each such file that is held no more.
+    pub fn removed_files_let_go(&self) -> u64 {
+        self.table.ended()
+    }
+
     /// What it was made of.
     pub fn config(&self) -> &Config {
         &self.config

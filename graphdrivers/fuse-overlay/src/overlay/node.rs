@@ -16,7 +16,7 @@ use super::descriptors::Kept;
 use super::file::FileHandle;
 use super::layer::UPPER;
 use super::lock::{lock, read, write};
-use super::table::{Key, Table};
+use super::table::{Ending, Key, Table};
 
 #[derive(Debug)]
 pub(super) struct Node {
@@ -41,6 +41,8 @@ pub(super) struct Node {
     /// It is known to have no `security.capability`, which the kernel asks for at each write.
     pub(super) no_capability: AtomicBool,
     pub(super) directory: Option<Box<Directory>>,
+    /// Set when a file without a name is given up. Dropped after all else: keep it last.
+    pub(super) ending: OnceLock<Ending>,
 }
 
 /// Where a file is.
@@ -200,6 +202,7 @@ impl Node {
             kept: OnceLock::new(),
             no_capability: AtomicBool::new(false),
             directory,
+            ending: OnceLock::new(),
         }
     }
 

@@ -11,7 +11,7 @@
 //! under it: so a node that is found is not on its way out.
 
 use std::hash::{BuildHasher, Hash};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use hashbrown::{DefaultHashBuilder, HashMap};
@@ -39,7 +39,24 @@ pub(super) struct Table {
     numbers: Box<[RwLock<Map<u64>>]>,
     keys: Box<[Mutex<Map<Key>>]>,
     next: AtomicU64,
+    /// Files without a name that nobody knows any more, whose room on the disk is about to be free.
+    ending: AtomicUsize,
+    /// How many have gone that way.
+    ended: AtomicU64,
     hasher: DefaultHashBuilder,
+}
+
+/// The last thing that a node without a name drops: its descriptors are closed by then.
+#[derive(Debug)]
+pub(super) struct Ending(Weak<Table>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if let Some(table) = self.0.upgrade() {
+            table.ended.fetch_add(1, Ordering::AcqRel);
+            table.ending.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 }
 
 impl Table {
@@ -49,6 +66,8 @@ impl Table {
             numbers: (0..SHARDS).map(|_| RwLock::default()).collect(),
             keys: (0..SHARDS).map(|_| Mutex::default()).collect(),
             next: AtomicU64::new(ROOT),
+            ending: AtomicUsize::new(0),
+            ended: AtomicU64::new(0),
             hasher: DefaultHashBuilder::default(),
         })
     }
@@ -173,14 +192,22 @@ impl Table {
         if gone {
             *key = None;
             drop(key);
+            if node.is_removed() && node.ending.set(Ending(Weak::clone(&self.this))).is_ok() {
+                self.ending.fetch_add(1, Ordering::AcqRel);
+            }
             write(self.numbered(node.id)).remove(&node.id);
         }
     }
 
-    /// Whether there is a file without a name.
+    /// Whether there is a file without a name, or one that is just being given up.
     pub(super) fn has_removed(&self) -> bool {
         let removed = |shard: &RwLock<Map<u64>>| read(shard).values().any(|node| node.is_removed());
-        self.numbers.iter().any(removed)
+        self.numbers.iter().any(removed) || self.ending.load(Ordering::Acquire) > 0
+    }
+
+    /// Grows with each file without a name that is given up.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// How many nodes there are.

@@ -245,7 +245,7 @@ pub(crate) fn a_directory_with_whiteouts_can_be_removed() {
 /// A container may call files of its own so.
 pub(crate) fn files_called_like_whiteouts_are_files() {
     let fs = Fs::new(1, |lower| {
-        fill(&lower[0], &["d/X=1", "d/Y=1", "d/Z=1", "d/f=", "d/foreign=1"])
+        fill(&lower[0], &["d/X=1", "d/Y=1", "d/Z=1", "d/f=", "d/foreign=1"]);
     });
     fs.mkdir("own").unwrap();
     fs.create_as(&NOBODY_SPECIAL, "own/.wh.X", 0o700).unwrap();
@@ -274,7 +274,7 @@ pub(crate) fn files_called_like_whiteouts_are_files() {
     assert_eq!(fs.names("own"), [".wh.X", ".wh.new"]);
     // Another program's whiteout is one.
     fs::write(fs.upper("d/.wh.foreign"), "").unwrap();
-    fs::set_permissions(fs.upper("d/.wh.foreign"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(fs.upper("d/.wh.foreign"), fs::Permissions::from_mode(0o000)).unwrap();
     let fs = fs.again();
     assert!(!fs.exists("d/foreign") && !fs.names("d").contains(&".wh.foreign".to_owned()));
 }
