@@ -4,6 +4,7 @@ mod added;
 mod chain;
 mod crash;
 mod damage;
+pub(crate) mod drivers;
 mod layered;
 mod names;
 pub(crate) mod support;

@@ -90,8 +90,13 @@ pub enum Remedy {
 pub(crate) enum Place {
     /// A blob with wrong bytes.
     Blob(Digest),
-    /// A layer whose files are not what they were.
-    Layer(LayerId),
+    /// A layer whose files are not what they were. Each driver in use has layers of its own, under the same ids.
+    Layer {
+        /// Whose.
+        driver: &'static str,
+        /// Which.
+        id: LayerId,
+    },
     /// Anything else.
     Elsewhere,
 }

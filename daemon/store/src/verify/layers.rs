@@ -79,8 +79,12 @@ impl Store {
         let outcome = comparison.differences(id, record, blob.as_ref());
         found.layers += 1;
         let images = self.names_of_layer(id);
-        let place = Place::Layer(id.clone());
-        let subject = format!("layer {id} ({})", self.inner.driver.name());
+        let driver = self.inner.driver.name();
+        let place = Place::Layer {
+            driver,
+            id: id.clone(),
+        };
+        let subject = format!("layer {id} ({driver})");
         let remedy = || match &blob {
             Some(_) => Remedy::Repair,
             None => pull(&images),

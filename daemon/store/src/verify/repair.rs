@@ -16,8 +16,9 @@ use crate::migrate::Progress;
 use crate::{NewLayer, Store};
 
 impl Store {
-    /// Repairs what `found` names as far as that is possible here, and marks it as repaired. The data root must be ours
-    /// alone. A kill in between leaves damage that the next call finds.
+    /// Repairs what `found` names as far as that is possible here, and marks it as repaired. Layers of another driver are
+    /// left to a store that has that driver. The data root must be ours alone. A kill in between leaves damage that the
+    /// next call finds.
     ///
     /// # Errors
     /// `NoSpace`; `Io`.
@@ -34,7 +35,8 @@ impl Store {
                     // An image that needs it is whole only after a pull.
                     found.problems[index].repaired = found.problems[index].images.is_empty();
                 }
-                Place::Layer(id) => {
+                Place::Layer { driver, .. } if driver != self.inner.driver.name() => {}
+                Place::Layer { id, .. } => {
                     progress.begin(&format!("layer {:.12}", id.hex()), 0);
                     match self.repair_layer(&id, found) {
                         Ok(repaired) => found.problems[index].repaired = repaired,

@@ -1,14 +1,16 @@
 //! Damage of every kind is found, named with its remedy, and repaired from what is good; what is whole stays so.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 use skiff_graphdrivers::{Access, LayerId, Mount, SnapshotRef};
 
 use super::*;
 use crate::migrate::{ContainerRecord, Progress};
+use crate::tests::drivers::{NEW, OLD, open_driver};
 use crate::tests::support::{Fixture, TestImage};
+use crate::{Store, StoreOptions};
 
 /// As a pull names what it brings.
 const NAME: &str =
@@ -37,8 +39,11 @@ fn container(id: &str) -> ContainerRecord {
 }
 
 fn directory(fixture: &Fixture, layer: &LayerId) -> PathBuf {
-    let mounts = fixture
-        .store
+    directory_in(&fixture.store, layer)
+}
+
+fn directory_in(store: &Store, layer: &LayerId) -> PathBuf {
+    let mounts = store
         .driver()
         .mounts(SnapshotRef::Layer(layer), Access::ReadOnly)
         .unwrap();
@@ -223,4 +228,59 @@ fn an_image_whose_configuration_is_damaged_is_still_named() {
     let problem = &found.problems[0];
     assert_eq!(problem.subject, format!("blob {}", image.id));
     assert_eq!(problem.remedy, pull(&[NAME.to_owned()].into()));
+}
+
+/// As `skiffd storage verify --repair` goes through the drivers that were ever used here.
+#[test]
+fn each_driver_repairs_its_own_layers_and_no_others() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("image");
+    let open = |driver: &str| {
+        let driver = open_driver(place.path(), driver).unwrap();
+        Store::open_for_checking(&root, driver, StoreOptions::default()).unwrap()
+    };
+    let (both, one) = (TestImage::new(&["both"]), TestImage::new(&["one"]));
+    let top = |image: &TestImage| image.chain().pop().unwrap();
+    let healthy = {
+        let store = open(OLD);
+        both.pull(&store, NAME);
+        directory_in(&store, &top(&both)).join("both")
+    };
+    let inode = fs::metadata(&healthy).unwrap().ino();
+    let damaged: Vec<PathBuf> = {
+        let store = open(NEW);
+        both.pull(&store, NAME);
+        one.pull(&store, "docker.io/library/one:1");
+        [(&both, "both"), (&one, "one")]
+            .map(|(image, file)| directory_in(&store, &top(image)).join(file))
+            .into()
+    };
+    for order in [[NEW, OLD], [OLD, NEW]] {
+        for file in &damaged {
+            fs::write(file, "damaged").unwrap();
+        }
+        let mut found = verify_blobs(&root, VerifyOptions::default(), &Silent).unwrap();
+        for driver in order {
+            let store = open(driver);
+            store.verify(&mut found, &[], &Silent).unwrap();
+            store.repair(&mut found, &Silent).unwrap();
+            let repaired = damaged.iter().all(|file| fs::read(file).unwrap() != b"damaged");
+            let unrepaired = found.unrepaired().count();
+            // What is said is so, after each driver.
+            assert_eq!((driver, repaired), (driver, driver == NEW || order[0] == NEW));
+            assert_eq!(unrepaired, 0, "{order:?}, {driver}: {found:#?}");
+        }
+        assert_eq!(found.problems.len(), 2);
+        assert!(
+            found
+                .problems
+                .iter()
+                .all(|problem| problem.subject.ends_with("(other)"))
+        );
+        assert_eq!(
+            fs::metadata(&healthy).unwrap().ino(),
+            inode,
+            "unpacked again without need"
+        );
+    }
 }
