@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use skiff_archive::{Member, MemberKind};
 use skiff_graphdrivers::LayerId;
 use skiff_registry_client::{Platform, Reference};
-use skiff_store::{Descriptor, Digest, Lease, OCI_LAYER, Store};
+use skiff_store::{Descriptor, Digest, Lease, OCI_LAYER, StopToken, Store};
 
 use super::layout::{self, DockerImage, Document, Index, IndexEntry};
 use crate::error::{Error, Result};
@@ -37,6 +37,10 @@ const LINKS_MAX: usize = 40;
 const NESTING_MAX: usize = 4;
 /// Manifests looked at for one archive.
 const MANIFESTS_MAX: usize = 4096;
+/// Layers of all images together, whose descriptors are kept: some ten MiB. Images have ten to a hundred.
+const LAYERS_MAX: usize = 64 << 10;
+/// Longest media type: 127 bytes on each side of the slash (RFC 6838).
+const MEDIA_TYPE_MAX: usize = 255;
 
 /// Where a member's bytes are.
 #[derive(Debug, Clone)]
@@ -169,11 +173,16 @@ impl Staged {
         Ok(Content::Blob { digest, size })
     }
 
-    /// The images that the archive describes. Their configurations, layers and manifests are blobs after this.
+    /// The images that the archive describes, each once. Their configurations, layers and manifests are blobs after this.
     ///
     /// # Errors
-    /// `System` for documents that are missing, malformed, or name members that are not there.
-    pub(super) fn images(&mut self, platform: Option<&Platform>) -> Result<Vec<ArchivedImage>> {
+    /// `System` for documents that are missing, malformed, name members that are not there, or have too many layers, and
+    /// once `stop` was told to.
+    pub(super) fn images(
+        &mut self,
+        platform: Option<&Platform>,
+        stop: &StopToken,
+    ) -> Result<Vec<ArchivedImage>> {
         if self.members.contains_key(layout::MANIFEST) {
             let images: Option<Vec<DockerImage>> = self.document(layout::MANIFEST)?;
             let Some(images) = images else {
@@ -181,20 +190,19 @@ impl Staged {
                     "invalid manifest, manifest cannot be null (but can be [])",
                 ));
             };
-            let known = self.known_manifests();
+            let known = self.known_manifests(stop)?;
             let mut found = Vec::new();
+            let mut layers = 0;
             for image in &images {
+                go_on(stop)?;
+                count_layers(&mut layers, image.layers.len())?;
                 found.extend(self.docker_image(image, &known, platform)?);
             }
             return Ok(found);
         }
         if self.members.contains_key(layout::INDEX) {
             let index: Index = self.document(layout::INDEX)?;
-            let mut found = Vec::new();
-            for entry in &index.manifests {
-                found.extend(self.oci_image(entry, platform)?);
-            }
-            return Ok(found);
+            return self.oci_images(&index, platform, stop);
         }
         if self.members.contains_key(layout::REPOSITORIES) {
             return Err(Error::system(
@@ -273,16 +281,51 @@ impl Staged {
         }))
     }
 
-    fn oci_image(
+    /// The images of an OCI layout. An entry for each name is usual, so a manifest that was read is not read again.
+    fn oci_images(
         &mut self,
-        entry: &IndexEntry,
+        index: &Index,
         platform: Option<&Platform>,
-    ) -> Result<Option<ArchivedImage>> {
+        stop: &StopToken,
+    ) -> Result<Vec<ArchivedImage>> {
         let host = Platform::host();
-        let Some(entry) = self.choose(entry, platform.unwrap_or(&host), 0)? else {
-            return Ok(None);
-        };
-        let manifest = self.known_manifest(&entry)?;
+        let mut found: Vec<ArchivedImage> = Vec::new();
+        // Where in `found` the image of a manifest or an index is; `None` for one that has none for the platform.
+        let mut places: HashMap<Digest, Option<usize>> = HashMap::new();
+        let mut layers = 0;
+        for entry in &index.manifests {
+            go_on(stop)?;
+            let place = if let Some(place) = places.get(&entry.digest) {
+                *place
+            } else {
+                let chosen = self.choose(&entry.digest, platform.unwrap_or(&host), 0)?;
+                let place = match chosen {
+                    None => None,
+                    Some(manifest) if places.contains_key(&manifest) => places[&manifest],
+                    Some(manifest) => {
+                        let image = self.oci_image(&manifest, platform)?;
+                        let place = image.is_some().then_some(found.len());
+                        if let Some(image) = image {
+                            count_layers(&mut layers, image.layers.len())?;
+                            found.push(image);
+                        }
+                        places.insert(manifest, place);
+                        place
+                    }
+                };
+                places.insert(entry.digest, place);
+                place
+            };
+            if let Some((_, names)) = place.and_then(|place| found[place].manifests.first_mut()) {
+                names.extend(entry_name(entry));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The image of a manifest, without names; `None` when it is for another platform.
+    fn oci_image(&mut self, digest: &Digest, platform: Option<&Platform>) -> Result<Option<ArchivedImage>> {
+        let manifest = self.known_manifest(digest)?;
         let config = self.bytes(&layout::blob_path(&manifest.config.digest))?;
         let parsed = Config::parse(&config)?;
         parsed.runs_here()?;
@@ -297,20 +340,18 @@ impl Staged {
             )));
         }
         let digest = self.adopt_manifest(&manifest)?;
-        let names = entry_name(&entry).into_iter().collect();
         Ok(Some(ArchivedImage {
             config: manifest.config.digest,
-            manifests: vec![(digest, names)],
+            manifests: vec![(digest, Vec::new())],
             layers: manifest.layers,
         }))
     }
 
-    /// The manifest that an entry stands for: itself, or the best one for the platform of the index that it names. The
-    /// names stay those of the outermost entry.
-    fn choose(&self, entry: &IndexEntry, platform: &Platform, depth: usize) -> Result<Option<IndexEntry>> {
-        let document: Document = self.blob_document(&entry.digest)?;
+    /// The manifest that a digest stands for: itself, or the best one for the platform of the index that it names.
+    fn choose(&self, digest: &Digest, platform: &Platform, depth: usize) -> Result<Option<Digest>> {
+        let document: Document = self.blob_document(digest)?;
         let Some(inner) = document.manifests else {
-            return Ok(Some(entry.clone()));
+            return Ok(Some(*digest));
         };
         if depth == NESTING_MAX {
             return Err(Error::system("the archive's indexes are nested too deeply"));
@@ -328,60 +369,74 @@ impl Staged {
                 .first()
                 .filter(|entry| inner.len() == 1 && entry.platform.is_none())
         };
-        let Some(chosen) = best.or_else(only) else {
+        let Some(chosen) = best.or_else(only).map(|entry| entry.digest) else {
             return Ok(None);
         };
-        let chosen = self.choose(chosen, platform, depth + 1)?;
-        Ok(chosen.map(|chosen| IndexEntry {
-            annotations: entry.annotations.clone(),
-            ..chosen
-        }))
+        drop(inner);
+        self.choose(&chosen, platform, depth + 1)
     }
 
-    /// The manifests below `index.json`, to recognise the images of `manifest.json` in them: only with its manifest does
-    /// an image keep its digest. What is broken here is not needed.
-    fn known_manifests(&self) -> Vec<KnownManifest> {
-        let mut found = Vec::new();
+    /// The manifests below `index.json`, each once, to recognise the images of `manifest.json` in them: only with its
+    /// manifest does an image keep its digest. What is broken here is not needed.
+    fn known_manifests(&self, stop: &StopToken) -> Result<Vec<KnownManifest>> {
+        let mut found: Vec<KnownManifest> = Vec::new();
         let Ok(index) = self.document::<Index>(layout::INDEX) else {
-            return found;
+            return Ok(found);
         };
         let mut open: Vec<(IndexEntry, usize)> =
             index.manifests.into_iter().map(|entry| (entry, 0)).collect();
         open.reverse();
-        let mut looked_at = 0;
+        // Where in `found` a digest is; `None` for what is no manifest.
+        let mut places: HashMap<Digest, Option<usize>> = HashMap::new();
+        let (mut looked_at, mut layers) = (0, 0);
         while let Some((entry, depth)) = open.pop() {
+            go_on(stop)?;
             looked_at += 1;
             if looked_at > MANIFESTS_MAX {
                 break;
             }
-            if let Ok(manifest) = self.known_manifest(&entry) {
-                found.push(manifest);
-            } else if depth < NESTING_MAX
-                && let Ok(Document {
-                    manifests: Some(inner),
-                    ..
-                }) = self.blob_document(&entry.digest)
-            {
-                open.extend(inner.into_iter().rev().map(|inner| (inner, depth + 1)));
+            let name = entry_name(&entry).map(|name| name.canonical());
+            match places.get(&entry.digest) {
+                Some(Some(place)) => found[*place].names.extend(name),
+                Some(None) => {}
+                None => {
+                    let manifest = self.known_manifest(&entry.digest).ok();
+                    places.insert(entry.digest, manifest.is_some().then_some(found.len()));
+                    if let Some(mut manifest) = manifest {
+                        count_layers(&mut layers, manifest.layers.len())?;
+                        manifest.names.extend(name);
+                        found.push(manifest);
+                    } else if depth < NESTING_MAX
+                        && let Ok(Document {
+                            manifests: Some(inner),
+                            ..
+                        }) = self.blob_document(&entry.digest)
+                    {
+                        open.extend(inner.into_iter().rev().map(|inner| (inner, depth + 1)));
+                    }
+                }
             }
         }
-        found
+        Ok(found)
     }
 
-    fn known_manifest(&self, entry: &IndexEntry) -> Result<KnownManifest> {
-        let path = layout::blob_path(&entry.digest);
-        let document: Document = self.blob_document(&entry.digest)?;
+    fn known_manifest(&self, digest: &Digest) -> Result<KnownManifest> {
+        let path = layout::blob_path(digest);
+        let document: Document = self.blob_document(digest)?;
         let (Some(config), Some(layers)) = (document.config, document.layers) else {
             return Err(Error::system(format!("{path} is no image manifest")));
         };
+        let too_long = |descriptor: &Descriptor| descriptor.media_type.len() > MEDIA_TYPE_MAX;
+        if std::iter::once(&config).chain(&layers).any(too_long) {
+            return Err(Error::system(format!(
+                "{path} has a media type of more than {MEDIA_TYPE_MAX} bytes"
+            )));
+        }
         Ok(KnownManifest {
-            digest: entry.digest,
+            digest: *digest,
             config,
             layers,
-            names: entry_name(entry)
-                .map(|name| name.canonical())
-                .into_iter()
-                .collect(),
+            names: BTreeSet::new(),
         })
     }
 
@@ -503,7 +558,24 @@ struct KnownManifest {
     config: Descriptor,
     layers: Vec<Descriptor>,
     /// Canonical names that `index.json` gives it.
-    names: Vec<String>,
+    names: BTreeSet<String>,
+}
+
+/// Bounds what is kept of an archive whose documents are small, compressed.
+fn count_layers(layers: &mut usize, more: usize) -> Result<()> {
+    *layers += more;
+    if *layers > LAYERS_MAX {
+        return Err(Error::system(format!(
+            "the archive's images have more than {LAYERS_MAX} layers together"
+        )));
+    }
+    Ok(())
+}
+
+/// Fails once the client has left.
+fn go_on(stop: &StopToken) -> Result<()> {
+    stop.check()
+        .map_err(|error| Error::system("load").caused_by(error))
 }
 
 /// What decides about an image.

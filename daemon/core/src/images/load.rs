@@ -88,9 +88,12 @@ impl Loading {
     }
 
     fn images(&self, staged: &mut Staged) -> Result<()> {
-        let images = staged.images(self.request.platform.as_ref())?;
+        let images = staged.images(self.request.platform.as_ref(), &self.stop)?;
         let mut nameless = Vec::new();
         for image in &images {
+            self.stop
+                .check()
+                .map_err(|error| Error::system("load").caused_by(error))?;
             let known = self.image(staged, image)?;
             let mut named = false;
             for (manifest, names) in &image.manifests {

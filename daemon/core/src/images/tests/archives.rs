@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use skiff_store::StopToken;
 use tar::{Builder, EntryType, Header};
 
+use super::super::docker_archive::Staged;
 use super::super::layout;
 use super::*;
 use crate::pipe::ByteStream;
@@ -437,6 +439,109 @@ async fn too_many_members_are_refused_before_they_fill_the_memory() {
     let error = fixture.load(&bytes).await.unwrap_err();
     assert!(error.to_string().contains("too many members"), "{error}");
     fixture.assert_empty();
+}
+
+/// A manifest that claims so many layers; `number` makes it another one.
+fn swollen(layers: usize, number: usize) -> Vec<u8> {
+    let blob = json!({"mediaType": "", "digest": Digest::of(b"no such layer"), "size": number});
+    let layers = vec![blob.to_string(); layers].join(",");
+    format!(r#"{{"schemaVersion":2,"config":{blob},"layers":[{layers}]}}"#).into_bytes()
+}
+
+/// `archive` with `index.json` and the manifests in it.
+fn indexed(archive: Archive, manifests: &[Vec<u8>]) -> Archive {
+    let entries: Vec<_> = manifests.iter().map(|bytes| entry(bytes, &json!({}))).collect();
+    let archive = manifests
+        .iter()
+        .fold(archive, |archive, bytes| blob(archive, bytes));
+    archive.json("index.json", &json!({"schemaVersion": 2, "manifests": entries}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_manifests_claim_does_not_fill_the_memory() {
+    let parts = Parts::new(&["a"]);
+    let good = parts.old_docker_archive(&json!(["x:1"]));
+    // The same one again and again is read once.
+    let fixture = Fixture::new();
+    let same = vec![swollen(20_000, 1); 4];
+    let told = fixture.load(&indexed(good.clone(), &same).bytes()).await.unwrap();
+    assert_eq!(told, ["Loaded image: x:1"]);
+    fixture.assert_clean(1);
+
+    let fixture = Fixture::new();
+    let different: Vec<_> = (0..4).map(|number| swollen(20_000, number)).collect();
+    let error = fixture
+        .load(&indexed(good, &different).bytes())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the archive's images have more than 65536 layers together"
+    );
+    fixture.assert_empty();
+    // The same layers in Docker's own document.
+    let config = format!("{}.json", parts.id().hex());
+    let many = json!([{"Config": config, "RepoTags": [], "Layers": vec!["a"; 70_000]}]);
+    let archive = Archive::default()
+        .file(&config, &parts.config)
+        .json("manifest.json", &many);
+    let error = fixture.load(&archive.bytes()).await.unwrap_err();
+    assert!(error.to_string().contains("more than 65536 layers"), "{error}");
+    // Few, but of any length.
+    let mut manifest = parts.manifest();
+    manifest["config"]["mediaType"] = json!("x".repeat(256));
+    let manifest = manifest.to_string().into_bytes();
+    let archive = indexed(parts.oci_layout(&json!({})), &[manifest]);
+    let error = fixture.load(&archive.bytes()).await.unwrap_err();
+    assert!(
+        error.to_string().contains("a media type of more than 255 bytes"),
+        "{error}"
+    );
+    fixture.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_several_entries_is_one_image() {
+    let parts = Parts::new(&["a"]);
+    let named = |name: &str| json!({layout::FULL_NAME: format!("docker.io/library/{name}")});
+    let manifest = parts.manifest().to_string();
+    let of = |annotations: &Value| entry(manifest.as_bytes(), annotations);
+    // An index around it is another name for the same.
+    let inner = json!({"schemaVersion": 2, "manifests": [of(&json!({}))]}).to_string();
+    let entries = [
+        of(&json!({})),
+        of(&named("x:1")),
+        entry(inner.as_bytes(), &named("y:2")),
+        of(&named("z:3")),
+        entry(inner.as_bytes(), &json!({})),
+    ];
+    let archive = blob(parts.oci_layout(&json!({})), inner.as_bytes())
+        .json("index.json", &json!({"schemaVersion": 2, "manifests": entries}));
+    let fixture = Fixture::new();
+    let told = fixture.load(&archive.bytes()).await.unwrap();
+    assert_eq!(
+        told,
+        ["Loaded image: x:1", "Loaded image: y:2", "Loaded image: z:3"]
+    );
+    fixture.assert_clean(1);
+}
+
+#[test]
+fn documents_are_not_read_for_a_client_that_has_left() {
+    let parts = Parts::new(&["a"]);
+    for archive in [
+        parts.old_docker_archive(&json!(["x:1"])),
+        parts.oci_layout(&json!({})),
+    ] {
+        let fixture = Fixture::new();
+        let mut staged = Staged::new(fixture.images.store().clone());
+        skiff_archive::read_bundle(&archive.bytes()[..], |member, data| staged.take(member, data)).unwrap();
+        let stop = StopToken::default();
+        assert_eq!(staged.images(None, &stop).unwrap().len(), 1);
+        stop.stop();
+        let error = staged.images(None, &stop).unwrap_err();
+        assert!(error.to_string().contains("cancelled"), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
