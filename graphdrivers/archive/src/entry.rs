@@ -35,7 +35,7 @@ pub(crate) struct Extent {
     pub(crate) length: u64,
 }
 
-/// Extended attributes: names and values.
+/// Extended attributes: names and values, in the order of the names, each once.
 pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A member.

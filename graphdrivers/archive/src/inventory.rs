@@ -21,7 +21,7 @@ use crate::name::{self, Meaning};
 use crate::pipeline;
 use crate::reader::{Reader, Stream};
 use crate::source::Source;
-use crate::{join, spawn};
+use crate::{join, spawn, xattrs};
 
 /// What is known of the files of a layer, or of a whole tree.
 #[derive(Debug, Clone, Default)]
@@ -433,10 +433,8 @@ impl Item {
             _ => {}
         }
         let other = self.xattrs.iter().find(|(name, value)| {
-            found
-                .xattrs
-                .iter()
-                .any(|(there, is)| there == name && is != value)
+            let there = xattrs::get(&found.xattrs, name);
+            there.is_some_and(|there| there != &value[..])
         });
         other.map(|(name, _)| format!("has another value of the attribute {}", show(name)))
     }

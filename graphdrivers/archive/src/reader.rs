@@ -5,7 +5,7 @@
 //! follows Go's `archive/tar`, because that is what images were made for; where two readers could disagree about
 //! where a member ends, the rule is Go's.
 
-use crate::entry::{Entry, Extent, Kind, Time};
+use crate::entry::{Entry, Extent, Kind, Time, Xattrs};
 #[cfg(test)]
 use crate::error::ErrorKind;
 use crate::error::{Error, Result, show};
@@ -16,6 +16,8 @@ use crate::sparse;
 
 /// Largest extension header (long name, PAX records) accepted; Go's limit.
 const EXTENSION_MAX: u64 = 1 << 20;
+/// Most extended attributes of one member. The kernel lists 64 KiB of names of a file, real files have a handful.
+const ATTRIBUTES_MAX: usize = 4096;
 
 /// Where tar blocks come from.
 pub(crate) trait Stream {
@@ -131,6 +133,7 @@ impl<'a, S: Stream> Reader<'a, S> {
         for (key, value) in pax::records(&extensions.pax)? {
             apply_record(&mut entry, &mut size, &mut sparse, key, value)?;
         }
+        sort_attributes(&mut entry.xattrs)?;
         // GNU's own extensions win over PAX, as in Go.
         if let Some(path) = extensions.path {
             entry.path = path;
@@ -282,7 +285,6 @@ fn apply_record(
 ) -> Result<()> {
     let bad = || Error::corrupt(format!("tar: bad PAX record {:?}", show(key)));
     if let Some(name) = key.strip_prefix(pax::XATTR_PREFIX) {
-        entry.xattrs.retain(|(known, _)| known != name);
         entry.xattrs.push((name.to_vec(), value.to_vec()));
         return Ok(());
     }
@@ -311,6 +313,21 @@ fn apply_record(
         b"mtime" => entry.mtime = time()?,
         b"atime" => entry.atime = Some(time()?),
         _ => {}
+    }
+    Ok(())
+}
+
+/// Brings attributes into the order of their names. Of several with one name the last one counts.
+fn sort_attributes(attributes: &mut Xattrs) -> Result<()> {
+    // Stable, so that the last one is the first of its name after this.
+    attributes.reverse();
+    attributes.sort_by(|(a, _), (b, _)| a.cmp(b));
+    attributes.dedup_by(|(a, _), (b, _)| a == b);
+    if attributes.len() > ATTRIBUTES_MAX {
+        return Err(Error::corrupt(format!(
+            "tar: a member with {} extended attributes, more than {ATTRIBUTES_MAX}",
+            attributes.len()
+        )));
     }
     Ok(())
 }

@@ -27,6 +27,12 @@ impl Place<'_> {
     }
 }
 
+/// The value of an attribute.
+pub(crate) fn get<'a>(attributes: &'a Xattrs, name: &[u8]) -> Option<&'a [u8]> {
+    let found = attributes.binary_search_by(|(there, _)| there[..].cmp(name));
+    found.ok().map(|place| &attributes[place].1[..])
+}
+
 /// Whether a name belongs to overlayfs itself.
 pub(crate) fn is_overlay_state(name: &[u8]) -> bool {
     name.starts_with(b"user.overlay.") || name.starts_with(b"trusted.overlay.")
@@ -75,7 +81,7 @@ pub(crate) fn write(place: Place<'_>, entry: &Entry, path: &[u8]) -> Result<u64>
 pub(crate) fn remove_others(directory: BorrowedFd<'_>, entry: &Entry, path: &[u8]) -> Result<()> {
     let failed = |errno| Error::os(format!("remove attributes of /{}", show(path)), errno);
     for (name, _) in read(Place::Open(directory)).map_err(failed)? {
-        if entry.xattrs.iter().all(|(wanted, _)| *wanted != name) {
+        if get(&entry.xattrs, &name).is_none() {
             match fs::fremovexattr(directory, &name[..]) {
                 Ok(()) | Err(Errno::PERM | Errno::NODATA | Errno::OPNOTSUPP) => {}
                 Err(errno) => return Err(failed(errno)),

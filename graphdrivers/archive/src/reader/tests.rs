@@ -268,3 +268,53 @@ fn sparse_files_of_all_formats() {
         assert_eq!(read_all(&stream).unwrap_err().kind(), ErrorKind::Corrupt, "{bad}");
     }
 }
+
+/// A member with attributes as its records name them.
+fn with_attributes(names: impl Iterator<Item = (String, String)>) -> Vec<u8> {
+    let mut records = Vec::new();
+    for (name, value) in names {
+        let key = [pax::XATTR_PREFIX, name.as_bytes()].concat();
+        pax::push_record(&mut records, &key, value.as_bytes());
+    }
+    let size = format!("{:011o}\0", records.len()).into_bytes();
+    let mut stream = raw(b'x', b"pax", &size.try_into().unwrap(), false).to_vec();
+    stream.extend_from_slice(&records);
+    stream.resize(stream.len().next_multiple_of(BLOCK), 0);
+    stream.extend_from_slice(&raw(b'0', b"a", b"00000000000\0", false));
+    stream.extend_from_slice(&[0; 2 * BLOCK]);
+    stream
+}
+
+#[test]
+fn attributes_are_in_order_and_the_last_of_a_name_counts() {
+    let records = [("user.b", "1"), ("user.a", "2"), ("user.b", "3"), ("user.a", "")];
+    let stream = with_attributes(records.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+    let found = read_all(&stream).unwrap();
+    assert_eq!(
+        found[0].0.xattrs,
+        [
+            (b"user.a".to_vec(), Vec::new()),
+            (b"user.b".to_vec(), b"3".to_vec())
+        ]
+    );
+}
+
+#[test]
+fn the_number_of_attributes_is_limited() {
+    let many = |count: usize| with_attributes((0..count).map(|n| (format!("user.{n:05}"), String::new())));
+    let found = read_all(&many(ATTRIBUTES_MAX)).unwrap();
+    assert_eq!(found[0].0.xattrs.len(), ATTRIBUTES_MAX);
+    // As many as fit into an extension header: this must not take longer than reading them.
+    let error = read_all(&many(37_000)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(
+        error.to_string(),
+        "tar: a member with 37000 extended attributes, more than 4096"
+    );
+    // One name again and again is one attribute.
+    let again = with_attributes((0..30_000).map(|n| ("user.x".to_owned(), n.to_string())));
+    assert_eq!(
+        read_all(&again).unwrap()[0].0.xattrs,
+        [(b"user.x".to_vec(), b"29999".to_vec())]
+    );
+}
