@@ -22,7 +22,7 @@ use crate::WhiteoutFormat;
 use crate::differ::DiffTree;
 use crate::error::{Error, Result, show};
 use crate::root::{directory_flags, names};
-use crate::walk::{below, is_same};
+use crate::walk::{below, is_outdated, is_same, listed, open_child};
 use crate::whiteout::{is_mark, is_opaque, is_whiteout_device, stat_at};
 
 /// The layers below a tree, as directories.
@@ -122,11 +122,16 @@ pub fn placeholders(
             let known = |inside: &Vec<u8>| found.contains(&[path, b"/", &inside[..]].concat());
             Ok(names(&directory)?.iter().all(known))
         };
+        // A container that runs may take it away while we look: then it is no placeholder.
+        let or_gone = |outcome: Result<bool, Errno>| match outcome {
+            Err(errno) if is_outdated(&parent, name, &stat, errno) => Ok(false),
+            other => other.map_err(failed),
+        };
         let directory = is_directory(&stat);
         let empty = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => stat.st_size == 0,
             FileType::Symlink => true,
-            FileType::Directory => inside(&found).map_err(failed)?,
+            FileType::Directory => or_gone(inside(&found))?,
             _ => false,
         };
         if !empty {
@@ -137,7 +142,7 @@ pub fn placeholders(
         let counts = match find(below, lower.whiteouts, name).map_err(failed)? {
             None => true,
             // A directory that was only copied up to make something in it.
-            Some((layer, _)) => directory && is_same(&parent, &below[layer], name, &stat).map_err(failed)?,
+            Some((layer, _)) => directory && or_gone(is_same(&parent, &below[layer], name, &stat))?,
         };
         if counts {
             found.insert(path.to_vec());
@@ -164,10 +169,7 @@ impl Scan<'_> {
         path: &mut Vec<u8>,
     ) -> Result<()> {
         let failed = |what: &str, path: &[u8], errno| Error::os(format!("{what} /{}", show(path)), errno);
-        let mut all: BTreeSet<Vec<u8>> = names(here)
-            .map_err(|e| failed("read directory", path, e))?
-            .into_iter()
-            .collect();
+        let mut all: BTreeSet<Vec<u8>> = listed(here, path)?.into_iter().collect();
         if complete {
             let old = lower_names(lower, self.lower).map_err(|e| failed("read directory below", path, e))?;
             all.extend(old);
@@ -215,9 +217,11 @@ impl Scan<'_> {
     ) -> Result<()> {
         let failed = |what: &str, path: &[u8], errno| Error::os(format!("{what} /{}", show(path)), errno);
         let same = match &before {
-            Some((layer, _)) => {
-                is_same(here, &lower[*layer], name, now).map_err(|e| failed("compare", path, e))?
-            }
+            Some((layer, _)) => match is_same(here, &lower[*layer], name, now) {
+                // It changes while we look.
+                Err(errno) if is_outdated(here, name, now, errno) => false,
+                other => other.map_err(|e| failed("compare", path, e))?,
+            },
             None => false,
         };
         let kind = if before.is_some() {
@@ -227,9 +231,9 @@ impl Scan<'_> {
         };
         self.push(path, kind);
         let mark = self.found.len();
-        if is_directory(now) {
-            let child = fs::openat(here, name, directory_flags(), Mode::empty())
-                .map_err(|e| failed("open directory", path, e))?;
+        if is_directory(now)
+            && let Some(child) = open_child(here, name, now, path)?
+        {
             let opaque = match self.upper {
                 Some(format) => {
                     is_opaque(&child, format).map_err(|e| failed("read attributes of", path, e))?

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{self, FileType, Mode, OFlags, Stat};
@@ -13,10 +13,10 @@ use rustix::io::Errno;
 
 use crate::WhiteoutFormat;
 use crate::entry::{Entry, Kind, Time};
-use crate::error::{Error, ErrorKind, Result, show};
+use crate::error::{Error, Result, show};
 use crate::owner::Owners;
 use crate::pipeline::BUFFER_SIZE;
-use crate::walk::{Change, Visitor, changes};
+use crate::walk::{Change, Visit, Visitor, changes, is_outdated};
 use crate::writer::{Writer, blank};
 use crate::xattrs::{self, Place};
 
@@ -61,8 +61,11 @@ pub struct DiffOptions<'a> {
 
 /// Writes the changes of `tree` as an uncompressed layer. Sockets are left out; a tar stream has no form for them.
 ///
+/// The tree may change meanwhile. Each file is as it was at some instant: one that goes before it is reached is left out,
+/// one that another takes the place of is the other, and one that becomes shorter while it is read is filled with zeros.
+///
 /// # Errors
-/// `Io` when a file cannot be read, or changes while it is; whatever `out` gives; `NoSpace`.
+/// `Io` when a file cannot be read; whatever `out` gives; `NoSpace`.
 pub fn diff(tree: &DiffTree<'_>, out: impl Write) -> Result<Diffed> {
     diff_with(tree, &DiffOptions::default(), out)
 }
@@ -96,14 +99,15 @@ struct Pack<'o, W> {
 }
 
 impl<W: Write> Visitor for Pack<'_, W> {
-    fn change(&mut self, change: Change<'_>) -> Result<()> {
+    fn change(&mut self, change: Change<'_>) -> Result<Visit> {
         match change {
             Change::Marker { path } => {
                 self.diffed.entries += 1;
                 self.writer.header(&Entry {
                     path: path.to_vec(),
                     ..blank()
-                })
+                })?;
+                Ok(Visit::Done)
             }
             Change::Present {
                 path,
@@ -119,12 +123,23 @@ impl<W: Write> Visitor for Pack<'_, W> {
     }
 }
 
+/// A member about to be written: all that can fail because a name is gone has been done.
+struct Member {
+    entry: Entry,
+    /// What it was when it was opened, for a file with data.
+    data: Option<(OwnedFd, Stat)>,
+    /// Its inode, when other names may follow.
+    inode: Option<(u64, u64)>,
+}
+
+/// A system call that failed, and how.
+type Failed = (&'static str, Errno);
+
 impl<W: Write> Pack<'_, W> {
-    fn present(&mut self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<()> {
+    fn present(&mut self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<Visit> {
         if !self.wants(path) {
-            return Ok(());
+            return Ok(Visit::Done);
         }
-        let failed = |operation: &str, errno| Error::os(format!("{operation} /{}", show(path)), errno);
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Kind::Regular,
             FileType::Directory => Kind::Directory,
@@ -134,63 +149,97 @@ impl<W: Write> Pack<'_, W> {
             FileType::BlockDevice => Kind::BlockDevice,
             _ => {
                 tracing::debug!(path = show(path), "socket left out of a layer");
-                return Ok(());
+                return Ok(Visit::Done);
             }
         };
-        self.diffed.entries += 1;
+        match self.member(path, kind, parent, name, stat) {
+            Ok(member) => self.write(&member, path).map(|()| Visit::Done),
+            Err((_, errno)) if is_outdated(parent, name, stat, errno) => Ok(Visit::Outdated),
+            Err((operation, errno)) => Err(Error::os(format!("{operation} /{}", show(path)), errno)),
+        }
+    }
+
+    /// Looks at a name closely.
+    fn member(
+        &self,
+        path: &[u8],
+        kind: Kind,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Result<Member, Failed> {
+        let inode = |stat: &Stat| {
+            (kind != Kind::Directory && stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino))
+        };
+        let first = |stat: &Stat| inode(stat).and_then(|inode| self.links.get(&inode));
+        let data = match kind {
+            Kind::Regular if first(stat).is_none() => Some(open(parent, name)?),
+            _ => None,
+        };
+        // Another file may have got the name meanwhile: what is told is about the one that will be read.
+        let stat = data.as_ref().map_or(stat, |(_, stat)| stat);
         let mut entry = describe(path, kind, stat);
         if let Some(owners) = self.owners {
             (entry.uid, entry.gid) = owners.real(path, stat.st_uid, stat.st_gid);
         }
-        if kind != Kind::Directory && stat.st_nlink > 1 {
-            let first = self
-                .links
-                .entry((stat.st_dev, stat.st_ino))
-                .or_insert_with(|| path.to_vec());
-            if first != path {
-                entry.kind = Kind::HardLink;
-                entry.link.clone_from(first);
-                entry.size = 0;
-            }
+        let place = match &data {
+            Some((file, _)) => Place::Open(file.as_fd()),
+            None => Place::Name(parent, name),
+        };
+        entry.xattrs = xattrs::read(place).map_err(|e| ("read attributes of", e))?;
+        if let Some(first) = first(stat) {
+            entry.kind = Kind::HardLink;
+            entry.link.clone_from(first);
+            entry.size = 0;
+            return Ok(Member {
+                entry,
+                data: None,
+                inode: None,
+            });
         }
-        entry.xattrs =
-            xattrs::read(Place::Name(parent, name)).map_err(|e| failed("read attributes of", e))?;
-        if kind == Kind::Symlink && entry.kind == Kind::Symlink {
-            let target = fs::readlinkat(parent, name, Vec::new()).map_err(|e| failed("readlink", e))?;
+        if kind == Kind::Symlink {
+            let target = fs::readlinkat(parent, name, Vec::new()).map_err(|e| ("readlink", e))?;
             entry.link = target.into_bytes();
         }
-        if entry.kind == Kind::Regular {
-            return self.regular(&entry, parent, name, stat);
-        }
-        self.writer.header(&entry)
+        let inode = inode(stat);
+        Ok(Member { entry, data, inode })
     }
 
-    fn regular(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<()> {
+    fn write(&mut self, member: &Member, path: &[u8]) -> Result<()> {
+        if let Some(inode) = member.inode {
+            self.links.insert(inode, path.to_vec());
+        }
+        self.diffed.entries += 1;
+        self.writer.header(&member.entry)?;
+        match &member.data {
+            Some((file, stat)) => self.contents(&member.entry, file, stat),
+            None => Ok(()),
+        }
+    }
+
+    fn contents(&mut self, entry: &Entry, file: &OwnedFd, stat: &Stat) -> Result<()> {
         let failed = |operation: &str, errno| Error::os(format!("{operation} /{}", show(&entry.path)), errno);
-        // Should it have become a FIFO meanwhile, NONBLOCK keeps us from waiting for a writer.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = fs::openat(parent, name, flags, Mode::empty()).map_err(|e| failed("open", e))?;
-        self.writer.header(entry)?;
         self.diffed.size += entry.size;
         let sparse = u64::try_from(stat.st_blocks).unwrap_or_default() * 512 < entry.size;
         let mut at = 0;
         while at < entry.size {
             if sparse {
                 // Holes are not read; in the stream they are zeros, which every engine understands.
-                let data = next_data(&file, at, entry.size).map_err(|e| failed("look for data in", e))?;
+                let data = next_data(file, at, entry.size).map_err(|e| failed("look for data in", e))?;
                 self.zeros(data - at)?;
                 at = data;
             }
             let end = match sparse {
-                true => fs::seek(&file, fs::SeekFrom::Hole(at)).map_or(entry.size, |end| end.min(entry.size)),
+                true => fs::seek(file, fs::SeekFrom::Hole(at)).map_or(entry.size, |end| end.min(entry.size)),
                 false => entry.size,
             };
-            at = self.extent(&file, at, end, &entry.path)?;
+            at = self.extent(file, at, end, &entry.path)?;
         }
         Ok(())
     }
 
-    /// Writes the bytes from `at` to `end`.
+    /// Writes the bytes from `at` to `end`. A file that has become shorter since its header was written goes on with zeros,
+    /// as with GNU tar: the header cannot be taken back, and what is here is still worth something.
     fn extent(&mut self, file: &OwnedFd, mut at: u64, end: u64, path: &[u8]) -> Result<u64> {
         while at < end {
             let wanted = self
@@ -199,8 +248,13 @@ impl<W: Write> Pack<'_, W> {
                 .min(usize::try_from(end - at).unwrap_or(usize::MAX));
             match rustix::io::pread(file, &mut self.buffer[..wanted], at) {
                 Ok(0) => {
-                    let text = format!("/{} became shorter while it was read", show(path));
-                    return Err(Error::new(ErrorKind::Io, text));
+                    tracing::warn!(
+                        path = show(path),
+                        missing = end - at,
+                        "a file became shorter while it was read: filled with zeros"
+                    );
+                    self.zeros(end - at)?;
+                    return Ok(end);
                 }
                 Ok(n) => {
                     self.writer.data(&self.buffer[..n])?;
@@ -220,6 +274,18 @@ impl<W: Write> Pack<'_, W> {
             count -= n as u64;
         }
         Ok(())
+    }
+}
+
+/// Opens a file for reading. What is none any more gives the error that opening it gives.
+fn open(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(OwnedFd, Stat), Failed> {
+    // Should it have become a FIFO meanwhile, NONBLOCK keeps us from waiting for a writer.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = fs::openat(parent, name, flags, Mode::empty()).map_err(|e| ("open", e))?;
+    let stat = fs::fstat(&file).map_err(|e| ("stat", e))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok((file, stat)),
+        _ => Err(("open", Errno::NXIO)),
     }
 }
 
@@ -267,3 +333,6 @@ fn describe(path: &[u8], kind: Kind, stat: &Stat) -> Entry {
         ..blank()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,9 +42,18 @@ pub(crate) enum Change<'a> {
     Marker { path: &'a [u8] },
 }
 
+/// What a visitor did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Visit {
+    /// The change was taken.
+    Done,
+    /// The name is gone, or stands for something else than the walk saw. Nothing was taken.
+    Outdated,
+}
+
 /// Takes the changes of a walk.
 pub(crate) trait Visitor {
-    fn change(&mut self, change: Change<'_>) -> Result<()>;
+    fn change(&mut self, change: Change<'_>) -> Result<Visit>;
 
     /// Whether a new or changed name is of interest; when nothing in an unchanged directory is, neither is the directory.
     fn wants(&self, _path: &[u8]) -> bool {
@@ -95,11 +104,11 @@ impl Sum {
 }
 
 impl Visitor for Sum {
-    fn change(&mut self, change: Change<'_>) -> Result<()> {
+    fn change(&mut self, change: Change<'_>) -> Result<Visit> {
         if let Change::Present { stat, .. } = change {
             self.add(stat);
         }
-        Ok(())
+        Ok(Visit::Done)
     }
 }
 
@@ -113,7 +122,11 @@ pub(crate) fn changes(tree: &DiffTree<'_>, visitor: &mut dyn Visitor) -> Result<
             if is_opaque(&top, *whiteouts).map_err(|e| failed("read attributes of", &path, e))? {
                 visitor.change(Change::Marker { path: OPAQUE_NAME })?;
             }
-            native(&top, &mut path, *whiteouts, visitor)
+            Native {
+                format: *whiteouts,
+                visitor,
+            }
+            .directory(&top, &mut path)
         }
         DiffTree::Compare { directory, parent } => {
             let old = parent.map(open_top).transpose()?.map(Rc::new);
@@ -139,10 +152,48 @@ fn open_top(path: &Path) -> Result<OwnedFd> {
     .map_err(|errno| Error::os(format!("open directory {}", path.display()), errno))
 }
 
-fn open_child(parent: impl AsFd, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
-    fs::openat(parent, name, directory_flags(), Mode::empty())
-        .map_err(|errno| failed("open directory", path, errno))
+/// Opens the directory that `stat` was; `None` when the name is gone or stands for something else.
+pub(crate) fn open_child(
+    parent: impl AsFd,
+    name: &[u8],
+    stat: &Stat,
+    path: &[u8],
+) -> Result<Option<OwnedFd>> {
+    match fs::openat(&parent, name, directory_flags(), Mode::empty()) {
+        Ok(child) => Ok(Some(child)),
+        Err(errno) if is_outdated(&parent, name, stat, errno) => Ok(None),
+        Err(errno) => Err(failed("open directory", path, errno)),
+    }
 }
+
+/// Whether a system call failed because a name is gone, or stands for something else than `stat` says. A running container
+/// changes its files while they are packed; that is no error.
+pub(crate) fn is_outdated(parent: impl AsFd, name: &[u8], stat: &Stat, errno: Errno) -> bool {
+    // Even if there is something again by now, and be it under the same inode number.
+    if matches!(
+        errno,
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::STALE
+    ) {
+        return true;
+    }
+    let identity = |stat: &Stat| (stat.st_dev, stat.st_ino, FileType::from_raw_mode(stat.st_mode));
+    match stat_at(parent, name) {
+        Ok(now) => identity(&now) != identity(stat),
+        Err(errno) => errno == Errno::NOENT,
+    }
+}
+
+/// The names in a directory below the top. One that was removed since it was opened has none.
+pub(crate) fn listed(directory: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>> {
+    match names(directory) {
+        Err(Errno::NOENT) if !path.is_empty() => Ok(Vec::new()),
+        other => other.map_err(|e| failed("read directory", path, e)),
+    }
+}
+
+/// How often a name is looked at again that stands for something else each time. A container that goes on for longer
+/// has its way: the name is left out.
+const ATTEMPTS: usize = 8;
 
 /// Deepest nesting that is walked: far beyond any real tree, and safe for the stack of a thread. A container can make
 /// deeper ones, but no archive could name them.
@@ -178,26 +229,28 @@ fn is_directory(stat: &Stat) -> bool {
 
 /// Visits a whole tree without order, for sums.
 fn walk_all(directory: &OwnedFd, path: &mut Vec<u8>, sum: &mut Sum) -> Result<()> {
-    for name in names(directory).map_err(|e| failed("read directory", path, e))? {
-        below(path, &name, |path| {
-            let stat = match stat_at(directory, &name) {
-                Ok(stat) => stat,
-                // A running container may remove files while we look.
-                Err(Errno::NOENT) => return Ok(()),
-                Err(errno) => return Err(failed("stat", path, errno)),
-            };
-            sum.add(&stat);
-            if is_directory(&stat) {
-                match fs::openat(directory, &name[..], directory_flags(), Mode::empty()) {
-                    Ok(child) => walk_all(&child, path, sum)?,
-                    Err(Errno::NOENT) => {}
-                    Err(errno) => return Err(failed("open directory", path, errno)),
-                }
-            }
-            Ok(())
+    for name in listed(directory, path)? {
+        below(path, &name, |path| match add(directory, &name, path, sum)? {
+            Some(child) => walk_all(&child, path, sum),
+            None => Ok(()),
         })?;
     }
     Ok(())
+}
+
+/// Adds a name; gives the directory to look into.
+fn add(directory: &OwnedFd, name: &[u8], path: &[u8], sum: &mut Sum) -> Result<Option<OwnedFd>> {
+    let stat = match stat_at(directory, name) {
+        Ok(stat) => stat,
+        // A running container may remove files while we look.
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(failed("stat", path, errno)),
+    };
+    sum.add(&stat);
+    match is_directory(&stat) {
+        true => open_child(directory, name, &stat, path),
+        false => Ok(None),
+    }
 }
 
 /// A name in a directory, and how it sorts.
@@ -245,49 +298,115 @@ fn cannot_be_named(path: &[u8], name: &[u8]) -> bool {
     reserved
 }
 
-fn native(
-    directory: &OwnedFd,
-    path: &mut Vec<u8>,
+/// What telling the visitor of a name came to.
+enum Told<D> {
+    Done,
+    /// As [`Visit::Outdated`].
+    Outdated,
+    /// It is a directory to look into.
+    Into(D),
+}
+
+/// A directory that holds exactly the changes.
+struct Native<'v> {
     format: WhiteoutFormat,
-    visitor: &mut dyn Visitor,
-) -> Result<()> {
-    let mut items = Vec::new();
-    for name in names(directory).map_err(|e| failed("read directory", path, e))? {
-        if is_mark(&name, format) || cannot_be_named(path, &name) {
-            continue;
+    visitor: &'v mut dyn Visitor,
+}
+
+impl Native<'_> {
+    // Only this function calls itself, and has little on the stack.
+    fn directory(&mut self, directory: &OwnedFd, path: &mut Vec<u8>) -> Result<()> {
+        for item in self.items(directory, path)? {
+            if let Some((name, child)) = self.tell(directory, item, path)? {
+                below(path, &name, |path| self.directory(&child, path))?;
+            }
         }
-        let stat = stat_at(directory, &name).map_err(|e| failed("stat", &name, e))?;
-        let deleted = format != WhiteoutFormat::Delete && is_whiteout_device(&stat);
-        items.push(if deleted {
+        Ok(())
+    }
+
+    fn items(&self, directory: &OwnedFd, path: &[u8]) -> Result<Vec<Item>> {
+        let mut items = Vec::new();
+        for name in listed(directory, path)? {
+            if !is_mark(&name, self.format) && !cannot_be_named(path, &name) {
+                items.extend(self.item(directory, name)?);
+            }
+        }
+        items.sort_unstable_by(|a, b| a.sort.cmp(&b.sort));
+        Ok(items)
+    }
+
+    /// Tells the visitor what a name is, until that is still so. Gives the directory to look into.
+    fn tell(
+        &mut self,
+        directory: &OwnedFd,
+        mut item: Item,
+        path: &mut Vec<u8>,
+    ) -> Result<Option<(Vec<u8>, OwnedFd)>> {
+        for _ in 0..ATTEMPTS {
+            match self.visit(directory, &item, path)? {
+                Told::Done => return Ok(None),
+                Told::Into(child) => return Ok(Some((item.name, child))),
+                Told::Outdated => {}
+            }
+            match self.item(directory, item.name)? {
+                Some(now) => item = now,
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What a name is now; `None` when it is gone. A deletion of something below is a name, too, so that nothing is missed.
+    fn item(&self, directory: &OwnedFd, name: Vec<u8>) -> Result<Option<Item>> {
+        let stat = match stat_at(directory, &name) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(failed("stat", &name, errno)),
+        };
+        let deleted = self.format != WhiteoutFormat::Delete && is_whiteout_device(&stat);
+        Ok(Some(if deleted {
             Item::deleted(name)
         } else {
             Item::present(name, stat)
-        });
+        }))
     }
-    items.sort_unstable_by(|a, b| a.sort.cmp(&b.sort));
-    for item in items {
+
+    fn visit(&mut self, directory: &OwnedFd, item: &Item, path: &mut Vec<u8>) -> Result<Told<OwnedFd>> {
         let What::Present(stat) = &item.what else {
-            below(path, &item.sort, |path| visitor.change(Change::Marker { path }))?;
-            continue;
+            let marker = below(path, &item.sort, |path| {
+                self.visitor.change(Change::Marker { path })
+            });
+            return marker.map(|_| Told::Done);
         };
         below(path, &item.name, |path| {
-            visitor.change(Change::Present {
+            // Before it is told, so that what is told can be looked into.
+            let child = match is_directory(stat) {
+                true => open_child(directory, &item.name, stat, path)?,
+                false => None,
+            };
+            if is_directory(stat) && child.is_none() {
+                return Ok(Told::Outdated);
+            }
+            let visit = self.visitor.change(Change::Present {
                 path,
                 parent: directory.as_fd(),
                 name: &item.name,
                 stat,
             })?;
-            if !is_directory(stat) {
-                return Ok(());
-            }
-            let child = open_child(directory, &item.name, path)?;
-            if is_opaque(&child, format).map_err(|e| failed("read attributes of", path, e))? {
-                below(path, OPAQUE_NAME, |path| visitor.change(Change::Marker { path }))?;
-            }
-            native(&child, path, format, visitor)
-        })?;
+            Ok(match (visit, child) {
+                (Visit::Outdated, _) => Told::Outdated,
+                (Visit::Done, None) => Told::Done,
+                (Visit::Done, Some(child)) => {
+                    if is_opaque(&child, self.format).map_err(|e| failed("read attributes of", path, e))? {
+                        below(path, OPAQUE_NAME, |path| {
+                            self.visitor.change(Change::Marker { path })
+                        })?;
+                    }
+                    Told::Into(child)
+                }
+            })
+        })
     }
-    Ok(())
 }
 
 /// Two trees side by side.
@@ -304,70 +423,137 @@ struct Pending {
     stat: Stat,
 }
 
+/// A directory of two trees that is to be looked into.
+struct Inside {
+    name: Vec<u8>,
+    new: Rc<OwnedFd>,
+    old: Option<Rc<OwnedFd>>,
+    /// How many directories were pending above it.
+    pending: usize,
+}
+
 impl Compare<'_> {
+    // Only this function calls itself, and has little on the stack.
     fn directory(&mut self, new: &Rc<OwnedFd>, old: Option<&Rc<OwnedFd>>, path: &mut Vec<u8>) -> Result<()> {
         for item in items(new, old, path)? {
-            match &item.what {
-                What::Deleted => {
-                    self.flush()?;
-                    below(path, &item.sort, |path| {
-                        self.visitor.change(Change::Marker { path })
-                    })?;
-                }
-                What::Present(stat) | What::Same(stat) => {
-                    let same = matches!(item.what, What::Same(_));
-                    below(path, &item.name, |path| {
-                        self.present(new, old, path, &item.name, stat, same)
-                    })?;
-                }
+            if let Some(inside) = self.tell(new, old, item, path)? {
+                below(path, &inside.name, |path| {
+                    self.directory(&inside.new, inside.old.as_ref(), path)
+                })?;
+                self.pending.truncate(inside.pending);
             }
         }
         Ok(())
+    }
+
+    /// Tells the visitor what a name is, until that is still so. Gives the directory to look into.
+    fn tell(
+        &mut self,
+        new: &Rc<OwnedFd>,
+        old: Option<&Rc<OwnedFd>>,
+        mut item: Item,
+        path: &mut Vec<u8>,
+    ) -> Result<Option<Inside>> {
+        for _ in 0..ATTEMPTS {
+            match self.visit(new, old, &item, path)? {
+                Told::Done => return Ok(None),
+                Told::Into(inside) => return Ok(Some(inside)),
+                Told::Outdated => {}
+            }
+            let known = match old.map(|old| stat_at(old, &item.name)) {
+                None | Some(Err(Errno::NOENT)) => false,
+                Some(Ok(_)) => true,
+                Some(Err(errno)) => return Err(failed("stat", &item.name, errno)),
+            };
+            match look(new, old, known, item.name)? {
+                Some(now) => item = now,
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    fn visit(
+        &mut self,
+        new: &Rc<OwnedFd>,
+        old: Option<&Rc<OwnedFd>>,
+        item: &Item,
+        path: &mut Vec<u8>,
+    ) -> Result<Told<Inside>> {
+        match &item.what {
+            What::Deleted => {
+                self.flush()?;
+                below(path, &item.sort, |path| {
+                    self.visitor.change(Change::Marker { path })
+                })
+                .map(|_| Told::Done)
+            }
+            What::Present(stat) | What::Same(stat) => {
+                let same = matches!(item.what, What::Same(_));
+                below(path, &item.name, |path| {
+                    self.present(new, old, path, &item.name, stat, same)
+                })
+            }
+        }
     }
 
     fn present(
         &mut self,
         new: &Rc<OwnedFd>,
         old: Option<&Rc<OwnedFd>>,
-        path: &mut Vec<u8>,
+        path: &[u8],
         name: &[u8],
         stat: &Stat,
         same: bool,
-    ) -> Result<()> {
+    ) -> Result<Told<Inside>> {
+        // Before it is told, so that what is told can be looked into.
+        let child = match is_directory(stat) {
+            true => open_child(new, name, stat, path)?,
+            false => None,
+        };
+        if is_directory(stat) && child.is_none() {
+            return Ok(Told::Outdated);
+        }
         if !same && self.visitor.wants(path) {
             self.flush()?;
-            self.visitor.change(Change::Present {
+            let visit = self.visitor.change(Change::Present {
                 path,
                 parent: new.as_fd(),
                 name,
                 stat,
             })?;
+            if visit == Visit::Outdated {
+                return Ok(Told::Outdated);
+            }
         }
-        if !is_directory(stat) {
-            return Ok(());
-        }
-        let depth = self.pending.len();
+        let Some(child) = child else {
+            return Ok(Told::Done);
+        };
+        let pending = self.pending.len();
         if same {
             self.pending.push(Pending {
-                path: path.clone(),
+                path: path.to_vec(),
                 parent: Rc::clone(new),
                 name: name.to_vec(),
                 stat: *stat,
             });
         }
-        let child = Rc::new(open_child(new, name, path)?);
-        let old_child = match old.map(|old| fs::openat(old, name, directory_flags(), Mode::empty())) {
+        let old = match old.map(|old| fs::openat(old, name, directory_flags(), Mode::empty())) {
             None | Some(Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO)) => None,
             Some(Ok(fd)) => Some(Rc::new(fd)),
             Some(Err(errno)) => return Err(failed("open directory", path, errno)),
         };
-        self.directory(&child, old_child.as_ref(), path)?;
-        self.pending.truncate(depth);
-        Ok(())
+        Ok(Told::Into(Inside {
+            name: name.to_vec(),
+            new: Rc::new(child),
+            old,
+            pending,
+        }))
     }
 
     fn flush(&mut self) -> Result<()> {
         for above in self.pending.drain(..) {
+            // One that is gone by now is made by what is in it.
             self.visitor.change(Change::Present {
                 path: &above.path,
                 parent: above.parent.as_fd(),
@@ -381,30 +567,15 @@ impl Compare<'_> {
 
 /// The union of two directories, sorted, with what is of interest: changed names and directories to look into.
 fn items(new: &OwnedFd, old: Option<&Rc<OwnedFd>>, path: &[u8]) -> Result<Vec<Item>> {
-    let listed = |fd: &OwnedFd| names(fd).map_err(|e| failed("read directory", path, e));
     let mut gone: HashSet<Vec<u8>> = match old {
-        Some(old) => listed(old)?.into_iter().collect(),
+        Some(old) => listed(old, path)?.into_iter().collect(),
         None => HashSet::new(),
     };
     let mut items = Vec::new();
-    for name in listed(new)? {
+    for name in listed(new, path)? {
         let known = gone.remove(&name);
-        if cannot_be_named(path, &name) {
-            continue;
-        }
-        let stat = stat_at(new, &name).map_err(|e| failed("stat", &name, e))?;
-        let same = match old {
-            Some(old) if known => is_same(new, old, &name, &stat).map_err(|e| failed("compare", &name, e))?,
-            _ => false,
-        };
-        match (same, is_directory(&stat)) {
-            (true, false) => {}
-            (true, true) => items.push(Item {
-                sort: name.clone(),
-                name,
-                what: What::Same(stat),
-            }),
-            (false, _) => items.push(Item::present(name, stat)),
+        if !cannot_be_named(path, &name) {
+            items.extend(look(new, old, known, name)?);
         }
     }
     items.extend(
@@ -414,6 +585,34 @@ fn items(new: &OwnedFd, old: Option<&Rc<OwnedFd>>, path: &[u8]) -> Result<Vec<It
     );
     items.sort_unstable_by(|a, b| a.sort.cmp(&b.sort));
     Ok(items)
+}
+
+/// What there is to say of a name in `new`; `known` says that `old` has it, too.
+fn look(new: &OwnedFd, old: Option<&Rc<OwnedFd>>, known: bool, name: Vec<u8>) -> Result<Option<Item>> {
+    let old = old.filter(|_| known);
+    for _ in 0..ATTEMPTS {
+        let stat = match stat_at(new, &name) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(known.then(|| Item::deleted(name))),
+            Err(errno) => return Err(failed("stat", &name, errno)),
+        };
+        let same = match old.map(|old| is_same(new, old, &name, &stat)) {
+            None => false,
+            Some(Ok(same)) => same,
+            Some(Err(errno)) if is_outdated(new, &name, &stat, errno) => continue,
+            Some(Err(errno)) => return Err(failed("compare", &name, errno)),
+        };
+        return Ok(match (same, is_directory(&stat)) {
+            (true, false) => None,
+            (true, true) => Some(Item {
+                sort: name.clone(),
+                name,
+                what: What::Same(stat),
+            }),
+            (false, _) => Some(Item::present(name, stat)),
+        });
+    }
+    Ok(None)
 }
 
 /// Whether a name stands for the same thing in both trees. Contents are taken as equal when size and time of change
