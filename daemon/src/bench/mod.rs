@@ -8,7 +8,7 @@
 mod progress;
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -156,26 +156,32 @@ fn run_all(
 }
 
 fn show(arguments: &Storage, report: &Report) -> ExitCode {
-    if let Some(path) = &arguments.svg
-        && let Err(error) = fs::write(path, svg::render(report))
-    {
-        complain(&format!("skiffd bench storage: {}: {error}", path.display()));
-        return ExitCode::from(FAILED);
+    match tell(arguments, report, &mut io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("skiffd bench storage: {error}"));
+            ExitCode::from(FAILED)
+        }
     }
-    if arguments.json {
-        return match report.to_json() {
-            Ok(text) => crate::print(&text),
-            Err(error) => {
-                complain(&format!("skiffd bench storage: {error}"));
-                ExitCode::from(FAILED)
-            }
+}
+
+/// Prints the result and then draws it: minutes of measuring are not lost with a picture that cannot be written.
+fn tell(arguments: &Storage, report: &Report, out: &mut dyn Write) -> Result<(), String> {
+    let text = if arguments.json {
+        report.to_json().map_err(|error| error.to_string())?
+    } else {
+        let (bold, dim) = match io::stdout().is_terminal() {
+            true => (("\u{1b}[1m", "\u{1b}[0m"), ("\u{1b}[2m", "\u{1b}[0m")),
+            false => (("", ""), ("", "")),
         };
-    }
-    let (bold, dim) = match io::stdout().is_terminal() {
-        true => (("\u{1b}[1m", "\u{1b}[0m"), ("\u{1b}[2m", "\u{1b}[0m")),
-        false => (("", ""), ("", "")),
+        table::render(report, bold, dim)
     };
-    crate::print(&table::render(report, bold, dim))
+    // Who has closed it does not want it.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match &arguments.svg {
+        Some(path) => fs::write(path, svg::render(report)).map_err(|e| format!("{}: {e}", path.display())),
+        None => Ok(()),
+    }
 }
 
 /// Better now than after minutes of measuring. A file that was not there is not left behind empty.
@@ -203,5 +209,35 @@ mod tests {
         fs::write(&file, "kept").unwrap();
         can_write(&file).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
+    }
+
+    #[test]
+    fn what_was_measured_is_printed_also_when_it_cannot_be_drawn() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = r#"{"version": 1, "program": "skiffd", "measured_at": "", "rounds": 1, "cold": "",
+            "machine": {"data_root": "", "file_system": "", "kernel": "", "cpus": 1, "user_namespace": true},
+            "size": SIZE, "drivers": [], "workloads": [], "advice": {"sentence": ""}}"#;
+        let size = serde_json::to_string(&Size::normal()).unwrap();
+        let report = Report::from_json(&text.replace("SIZE", &size)).unwrap();
+        for json in [true, false] {
+            let arguments = Storage {
+                drivers: Vec::new(),
+                json,
+                // Full, or gone, since it was tried.
+                svg: Some(directory.path().join("gone/x.svg")),
+                rounds: None,
+                size: "normal".to_owned(),
+                quick: false,
+            };
+            let mut out = Vec::new();
+            let error = tell(&arguments, &report, &mut out).unwrap_err();
+            assert!(error.contains("gone/x.svg"), "{error}");
+            let text = String::from_utf8(out).unwrap();
+            if json {
+                assert_eq!(Report::from_json(&text).unwrap(), report);
+            } else {
+                assert!(!text.is_empty());
+            }
+        }
     }
 }
