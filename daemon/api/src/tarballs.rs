@@ -59,7 +59,7 @@ async fn save(app: &App, names: Vec<String>, params: &Params, gone: Cancellation
 
 /// `docker export`.
 pub(crate) async fn export(State(app): State<App>, Path(id): Path<String>, Gone(gone): Gone) -> Answer {
-    let archive = app.engine.containers.export(&id)?;
+    let archive = app.engine.containers.export(&id).await?;
     archive_answer(BYTES, archive, gone).await
 }
 

@@ -80,6 +80,7 @@ pub use ingest::Ingest;
 pub use layers::{LayerRecord, Squashed};
 pub use lease::Lease;
 pub use rw::{RwLayer, RwLayers};
+pub use rw_diff::Export;
 pub use sizes::{ImageSize, Sizes};
 pub use skiff_archive::{ChangeKind, OversizedIds, PathChange};
 pub use staging::Staging;

@@ -5,10 +5,12 @@
 //! long as they are empty and the image does not have them.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{self, PipeReader, Read, Write};
+use std::path::PathBuf;
 use std::thread::{self, ScopedJoinHandle};
 
-use skiff_archive::{DiffOptions, DiffTree, LowerLayers, PathChange, Peeked, WhiteoutFormat};
+use skiff_archive::{DiffOptions, DiffTree, LowerLayers, Owners, PathChange, Peeked, WhiteoutFormat};
 use skiff_graphdrivers::{Access, ActiveId, DiffSource, LayerId, Mount, SnapshotRef};
 
 use crate::added::AddedLayer;
@@ -56,7 +58,7 @@ impl RwLayers {
     /// then the layer holds each file as it is when it is read. `None` when nothing changed.
     ///
     /// # Errors
-    /// `NotFound`; `NoSpace`; `Io`, also for a file that becomes shorter meanwhile.
+    /// `NotFound`; `NoSpace`; `Io`.
     pub fn commit(&self, container: &str, parent: Option<&LayerId>) -> Result<Option<AddedLayer>> {
         let difference = self.difference(&active_id(container)?)?;
         let owners = match parent {
@@ -85,30 +87,28 @@ impl RwLayers {
         })
     }
 
-    /// Writes a container's whole root file system as a tar stream, as it is without what is mounted in it. It is put
-    /// together for this if it is not, and taken apart again.
+    /// Begins to export a container's whole root file system, as it is without what is mounted in it. It is put together
+    /// for this if it is not.
     ///
     /// # Errors
-    /// `NotFound`; what `out` gives; `Io`, also for a file that becomes shorter meanwhile.
-    pub fn export(&self, container: &str, parent: Option<&LayerId>, out: impl Write) -> Result<()> {
+    /// `NotFound`; `Unsupported`; `Io`, also when its files cannot be reached.
+    pub fn export(&self, container: &str, parent: Option<&LayerId>) -> Result<Export> {
         let owners = match parent {
             Some(parent) => self.store().real_owners(parent)?,
             None => None,
         };
         let root = self.mount(container, false)?;
-        let tree = DiffTree::Compare {
-            directory: &root,
-            parent: None,
+        let export = Export {
+            layers: self.clone(),
+            container: container.to_owned(),
+            root,
+            owners,
+            mounted: true,
         };
-        let options = DiffOptions {
-            owners: owners.as_ref(),
-            ..DiffOptions::default()
-        };
-        let written = skiff_archive::diff_with(&tree, &options, out);
-        // Its use ends however the writing ended; the first error counts.
-        let unmounted = self.unmount(container);
-        written?;
-        unmounted
+        // A server that has died is noticed only by those who look.
+        fs::read_dir(&export.root)
+            .map_err(|e| Error::io(format!("open directory {}", export.root.display()), e))?;
+        Ok(export)
     }
 
     fn difference(&self, active: &ActiveId) -> Result<Difference> {
@@ -134,6 +134,53 @@ impl RwLayers {
     }
 }
 
+/// A container's root file system that is being exported. It is in use as long as this value lives.
+#[derive(Debug)]
+pub struct Export {
+    layers: RwLayers,
+    container: String,
+    root: PathBuf,
+    owners: Option<Owners>,
+    mounted: bool,
+}
+
+impl Export {
+    /// Writes it as a tar stream.
+    ///
+    /// # Errors
+    /// What `out` gives; `Io`.
+    pub fn write(mut self, out: impl Write) -> Result<()> {
+        let tree = DiffTree::Compare {
+            directory: &self.root,
+            parent: None,
+        };
+        let options = DiffOptions {
+            owners: self.owners.as_ref(),
+            ..DiffOptions::default()
+        };
+        let written = skiff_archive::diff_with(&tree, &options, out);
+        // Its use ends however the writing ended; the first error counts.
+        let unmounted = self.unmount();
+        written?;
+        unmounted
+    }
+
+    fn unmount(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.mounted) {
+            self.layers.unmount(&self.container)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::warn!(container = self.container, %error, "cannot let an exported root file system go");
+        }
+    }
+}
+
 /// Where a container's changes are, what they are changes of, and what does not count.
 struct Difference {
     source: DiffSource,
@@ -142,7 +189,7 @@ struct Difference {
 }
 
 /// The directories below the writable one.
-fn lower_directories(mounts: &[Mount]) -> Vec<std::path::PathBuf> {
+fn lower_directories(mounts: &[Mount]) -> Vec<PathBuf> {
     match mounts.last() {
         Some(Mount::Overlay(overlay)) => overlay.lower.clone(),
         Some(Mount::Fuse(overlay)) => overlay.lower.clone(),

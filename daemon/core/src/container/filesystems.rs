@@ -1,7 +1,6 @@
 //! Containers' writable layers in the image store: the blocking calls of `skiff-store` on threads that may block.
 
 use std::collections::HashSet;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use async_trait::async_trait;
 use skiff_graphdrivers::{LayerId, Mounter};
 use skiff_store::{AddedLayer, GcOptions, PathChange, RwLayers, Store};
 
-use super::RootFilesystems;
+use super::{Export, RootFilesystems};
 use crate::error::{Error, Result};
 
 /// Blobs and layers that no image needs (yet) are left alone for so long: a pull may be about to name them, and an
@@ -131,13 +130,14 @@ impl RootFilesystems for StoredFilesystems {
         .await
     }
 
-    async fn export(&self, id: &str, top: Option<&str>, out: Box<dyn Write + Send>) -> Result<()> {
+    async fn export(&self, id: &str, top: Option<&str>) -> Result<Export> {
         let (id, top) = (id.to_owned(), top.map(str::to_owned));
-        self.blocking(move |this| {
+        let begun = self.blocking(move |this| {
             let top = top.as_deref().map(layer_id).transpose()?;
-            this.layers.export(&id, top.as_ref(), out)
-        })
-        .await
+            this.layers.export(&id, top.as_ref())
+        });
+        let export = begun.await?;
+        Ok(Box::new(move |out| export.write(out).map_err(Error::from)))
     }
 
     async fn free_space(&self) -> bool {

@@ -55,7 +55,7 @@ pub use changes::{Change, ChangeKind};
 pub use commit::CommitRequest;
 pub use filesystems::StoredFilesystems;
 pub use offline::OfflineRecords;
-pub use ports::{ImageSource, RootFilesystems};
+pub use ports::{Export, ImageSource, RootFilesystems};
 pub use requests::{
     AttachOptions, Attachment, ContainerSize, CreateRequest, Created, ListOptions, LogOptions, LogStream,
     RemoveOptions, StopOptions, WaitCondition, WaitOutcome,

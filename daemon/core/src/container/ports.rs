@@ -25,6 +25,9 @@ impl ImageSource for Images {
     }
 }
 
+/// Writes what is to be exported, where blocking is allowed.
+pub type Export = Box<dyn FnOnce(Box<dyn Write + Send>) -> Result<()> + Send>;
+
 /// The writable layers of containers.
 #[async_trait]
 pub trait RootFilesystems: Send + Sync + 'static {
@@ -74,8 +77,8 @@ pub trait RootFilesystems: Send + Sync + 'static {
         Err(Error::not_implemented("these file systems make no layers"))
     }
 
-    /// Writes the whole root file system to `out` as a tar stream.
-    async fn export(&self, _id: &str, _top: Option<&str>, _out: Box<dyn Write + Send>) -> Result<()> {
+    /// Begins to write the whole root file system as a tar stream: what fails at once does so here.
+    async fn export(&self, _id: &str, _top: Option<&str>) -> Result<Export> {
         Err(Error::not_implemented("these file systems cannot be exported"))
     }
 

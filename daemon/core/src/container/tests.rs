@@ -1,6 +1,7 @@
 //! The container layer against fakes of its neighbours: no process, no mount, no network.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -63,6 +64,8 @@ struct World {
     refuse_removal: Mutex<bool>,
     /// Rounds of the janitor.
     rounds: watch::Sender<u64>,
+    /// What cannot be exported, and why.
+    unreachable: Mutex<HashMap<String, &'static str>>,
 }
 
 struct Task {
@@ -128,6 +131,15 @@ impl RootFilesystems for World {
     }
     async fn size(&self, _id: &str, _top: Option<&str>) -> Result<(u64, u64)> {
         Ok((1, 2))
+    }
+    async fn export(&self, id: &str, _top: Option<&str>) -> Result<Export> {
+        match self.unreachable.lock().unwrap().get(id) {
+            Some(why) => Err(Error::system(*why)),
+            None => Ok(Box::new(|mut out| {
+                out.write_all(b"begin").and_then(|()| out.flush()).unwrap();
+                Err(Error::system("the disk"))
+            })),
+        }
     }
     async fn keep_only(&self, live: &[String]) -> Result<()> {
         self.layers.lock().unwrap().retain(|id| live.contains(id));
@@ -382,6 +394,27 @@ async fn a_whole_life() {
             .count(),
         0
     );
+}
+
+#[tokio::test]
+async fn an_export_that_cannot_begin_is_an_error_and_none_that_happened() {
+    let b = bench();
+    let id = b.create("box", HostConfig::default()).await;
+    let broken = "transport endpoint is not connected";
+    b.world.unreachable.lock().unwrap().insert(id.clone(), broken);
+    let error = b.containers.export("box").await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string()),
+        (ErrorKind::System, broken.to_owned())
+    );
+    assert_eq!(b.actions(), ["create"]);
+    // Later the stream says so.
+    b.world.unreachable.lock().unwrap().clear();
+    let mut stream = b.containers.export("box").await.unwrap();
+    assert_eq!(b.actions(), ["create", "export"]);
+    assert_eq!(stream.recv().await.unwrap().unwrap(), "begin");
+    assert_eq!(stream.recv().await.unwrap().unwrap_err().to_string(), "the disk");
+    assert!(stream.recv().await.is_none());
 }
 
 #[tokio::test]

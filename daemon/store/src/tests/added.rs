@@ -186,10 +186,8 @@ fn a_whole_container_is_exported() {
     let root = container(&fixture, &image);
     put(&root.join("new/file"), "x");
     let mut out = Vec::new();
-    fixture
-        .rw()
-        .export(CONTAINER, image.chain().last(), &mut out)
-        .unwrap();
+    let export = fixture.rw().export(CONTAINER, image.chain().last()).unwrap();
+    export.write(&mut out).unwrap();
     let mut archive = tar::Archive::new(&out[..]);
     let names: Vec<_> = archive
         .entries()
@@ -197,6 +195,14 @@ fn a_whole_container_is_exported() {
         .map(|e| e.unwrap().path().unwrap().display().to_string())
         .collect();
     assert_eq!(names, ["new/", "new/file", "one", "two"]);
+    // What cannot be reached is said before anything is written.
+    assert_eq!(
+        fixture.rw().export("nobody", None).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    fs::rename(&root, root.with_extension("elsewhere")).unwrap();
+    let error = fixture.rw().export(CONTAINER, None).unwrap_err();
+    assert_ne!(error.to_string(), "");
 }
 
 /// A copy of the store after every step of a commit is a good store without the layer or with it.
