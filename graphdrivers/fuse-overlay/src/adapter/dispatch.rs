@@ -217,7 +217,7 @@ impl Session {
                 self.overlay.release(opened.handle);
                 return Err(errno);
             }
-            if opened.attributes_changed {
+            if self.overlay.lost_privileges(request.node) || opened.attributes_changed {
                 self.forget_attributes(request.node);
             }
             self.put_open(reply, &opened);
@@ -396,13 +396,17 @@ impl Session {
                 body.skip(16)?;
                 let data = body.bytes(size)?;
                 let kill = flags & WRITE_KILL_SUIDGID != 0;
-                let written = self.overlay.write(handle, offset, data, kill)?;
+                let written = self.overlay.write(handle, offset, data, kill);
+                self.tell_of_lost_privileges(request.node);
+                let written = written?;
                 reply.u32(u32::try_from(written).unwrap_or(size)).u32(0);
             }
             opcode::RELEASE => self.overlay.release(handle),
             opcode::FALLOCATE => {
                 let (offset, length, mode) = (body.u64()?, body.u64()?, body.u32()?);
-                self.overlay.fallocate(handle, offset, length, mode)?;
+                let outcome = self.overlay.fallocate(handle, offset, length, mode);
+                self.tell_of_lost_privileges(request.node);
+                outcome?;
             }
             opcode::LSEEK => {
                 let (offset, whence) = (body.u64()?, body.u32()?);
@@ -415,11 +419,20 @@ impl Session {
                 let to = handle_or_node(to, to_node);
                 let copied = self
                     .overlay
-                    .copy_file_range(handle, from_offset, to, to_offset, length)?;
+                    .copy_file_range(handle, from_offset, to, to_offset, length);
+                self.tell_of_lost_privileges(to_node);
+                let copied = copied?;
                 reply.u32(u32::try_from(copied).unwrap_or(u32::MAX)).u32(0);
             }
         }
         Ok(Outcome::Answer)
+    }
+
+    /// Before the answer to who wrote: he could start the program as its owner until the kernel asks for the mode again.
+    fn tell_of_lost_privileges(&self, node: u64) {
+        if self.overlay.lost_privileges(node) {
+            self.forget_attributes(node);
+        }
     }
 
     fn sync(&self, request: &Request<'_>) -> Handled {

@@ -237,7 +237,8 @@ impl Overlay {
     }
 
     /// Set-user-id, set-group-id (if the group may execute) and capabilities go when others than their owner write.
-    pub(super) fn drop_privileges(&self, node: &Arc<Node>, at: &At<'_>) -> Result<()> {
+    /// Whether the mode is another one now.
+    pub(super) fn drop_privileges(&self, node: &Arc<Node>, at: &At<'_>) -> Result<bool> {
         let stat = at.stat()?;
         let mode = match self.override_in(super::layer::UPPER) {
             Some(name) => OverrideStat::read(at, name)?.map_or(stat.st_mode, |stored| stored.mode),
@@ -251,7 +252,8 @@ impl Overlay {
             };
             self.change_owner_and_mode(node, at, &change)?;
         }
-        drop_capability(node, at)
+        drop_capability(node, at)?;
+        Ok(kept != mode & 0o7777)
     }
 
     pub(super) fn do_access(&self, caller: &Caller, node: u64, mask: u32) -> Result<()> {

@@ -238,7 +238,7 @@ impl Overlay {
     ) -> Result<usize> {
         let file = self.opened_file(handle, true)?;
         if kill_privileges {
-            self.drop_privileges(&file.node, &At::Fd(file.fd.as_fd()))?;
+            self.drop_unasked(&file)?;
         }
         let mut written = 0;
         while written < data.len() {
@@ -255,7 +255,29 @@ impl Overlay {
 
     pub(super) fn do_kill_privileges(&self, handle: u64) -> Result<()> {
         let file = self.opened_file(handle, true)?;
-        self.drop_privileges(&file.node, &At::Fd(file.fd.as_fd()))
+        self.drop_unasked(&file)
+    }
+
+    /// Drops privileges by a request whose answer does not tell the new mode.
+    fn drop_unasked(&self, file: &OpenFile) -> Result<()> {
+        if self.drop_privileges(&file.node, &At::Fd(file.fd.as_fd()))?
+            && !file.node.lost_privileges.swap(true, Ordering::AcqRel)
+        {
+            self.lost_privileges.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    pub(super) fn was_privileged(&self, node: u64) -> bool {
+        if self.lost_privileges.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let lost = |node: Arc<Node>| node.lost_privileges.swap(false, Ordering::AcqRel);
+        let was = self.table.get(node).is_some_and(lost);
+        if was {
+            self.lost_privileges.fetch_sub(1, Ordering::AcqRel);
+        }
+        was
     }
 
     pub(super) fn do_fsync(&self, handle: u64, data_only: bool) -> Result<()> {
@@ -277,7 +299,7 @@ impl Overlay {
         }
         let mode = FallocateFlags::from_bits_retain(mode);
         // The kernel leaves this to us and, other than with writes, does not say for whom it need not be.
-        self.drop_privileges(&file.node, &At::Fd(file.fd.as_fd()))?;
+        self.drop_unasked(&file)?;
         retry_on_intr(|| fs::fallocate(&file.fd, mode, offset, length))
     }
 
@@ -308,7 +330,7 @@ impl Overlay {
             return Err(Errno::BADF);
         }
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
-        self.drop_privileges(&target.node, &At::Fd(target.fd.as_fd()))?;
+        self.drop_unasked(&target)?;
         let copied = retry_on_intr(|| {
             fs::copy_file_range(&source.fd, Some(&mut at), &target.fd, Some(&mut to_at), length)
         })?;

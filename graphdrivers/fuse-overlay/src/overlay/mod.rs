@@ -28,6 +28,7 @@ mod work;
 mod xattr;
 
 use std::ffi::OsStr;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use rustix::fs::{self, FileType, Mode};
@@ -71,6 +72,8 @@ pub struct Overlay {
     /// Held in writing while a directory of the upper layer gets another path.
     tree: RwLock<()>,
     renames: Mutex<()>,
+    /// Nodes whose mode became another one, and nobody was told.
+    lost_privileges: AtomicUsize,
 }
 
 /// Why an overlay could not be put together.
@@ -133,6 +136,7 @@ impl Overlay {
             origins: Origins::default(),
             tree: RwLock::default(),
             renames: Mutex::default(),
+            lost_privileges: AtomicUsize::new(0),
             work,
             layers,
             config,
@@ -350,6 +354,12 @@ impl Overlay {
     /// To be called before the adapter writes to a descriptor itself with FUSE's flag to kill privileges.
     pub fn kill_privileges(&self, handle: u64) -> Result<()> {
         self.do_kill_privileges(handle)
+    }
+
+    /// Whether a write, allocation or copy since the last such question took set-user-id or set-group-id away from the
+    /// file. The kernel keeps the old mode, and starts programs by it, until it is told.
+    pub fn lost_privileges(&self, node: u64) -> bool {
+        self.was_privileged(node)
     }
 
     /// A descriptor of the file was closed. There is nothing to do: the adapter may tell the kernel not to ask.

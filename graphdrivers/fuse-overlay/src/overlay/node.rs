@@ -40,6 +40,8 @@ pub(super) struct Node {
     pub(super) kept: OnceLock<Arc<Kept>>,
     /// It is known to have no `security.capability`, which the kernel asks for at each write.
     pub(super) no_capability: AtomicBool,
+    /// Its mode became another one, and nobody was told.
+    pub(super) lost_privileges: AtomicBool,
     pub(super) directory: Option<Box<Directory>>,
     /// Set when a file without a name is given up. Dropped after all else: keep it last.
     pub(super) ending: OnceLock<Ending>,
@@ -201,6 +203,7 @@ impl Node {
             handles: Mutex::default(),
             kept: OnceLock::new(),
             no_capability: AtomicBool::new(false),
+            lost_privileges: AtomicBool::new(false),
             directory,
             ending: OnceLock::new(),
         }

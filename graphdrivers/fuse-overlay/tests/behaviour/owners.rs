@@ -152,7 +152,7 @@ pub(crate) fn permissions_are_checked_for_every_user() {
 /// Writing to a program takes its set-user-id bit away, and so does giving it to somebody else.
 pub(crate) fn writing_takes_set_user_id_away() {
     let f = Fixture::new(|layers| {
-        for name in ["written", "given", "truncated"] {
+        for name in ["written", "given", "truncated", "overwritten", "reserved"] {
             let path = layers.bottom.join(name);
             fs::write(&path, "program").unwrap();
             chown(&path, Some(1000), Some(1000)).unwrap();
@@ -161,6 +161,25 @@ pub(crate) fn writing_takes_set_user_id_away() {
     });
     assert!(as_user(1001, f.mount().path(), "echo more >>written"));
     assert_eq!(mode(f.at("written")), 0o777, "after a write by another user");
+    // Neither changes the length. The kernel must not keep the mode it knew, by which it starts programs: stat(1) asks
+    // for the mode alone, so that changed times do not make the kernel ask for everything.
+    for (name, command) in [
+        ("overwritten", "printf x 1<>overwritten"),
+        ("reserved", "fallocate -l 1 reserved"),
+    ] {
+        let shown = || {
+            let output = Command::new("stat")
+                .args(["-c", "%a"])
+                .arg(f.at(name))
+                .output()
+                .unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(shown(), "6777\n", "{name}");
+        assert!(as_user(1001, f.mount().path(), command), "{command}");
+        assert_eq!(shown(), "777\n", "after {command:?} by another user");
+        assert_eq!(mode(f.layers.upper.join(name)), 0o777, "{name}");
+    }
     assert!(as_user(1001, f.mount().path(), ": >truncated"));
     assert_eq!(
         mode(f.at("truncated")),
