@@ -243,7 +243,11 @@ impl Store {
             let of_image = |_: &ReferenceKey, reference: &mut Reference| reference.image == id;
             let names: Vec<_> = catalog.damaged.references.extract_if(.., of_image).collect();
             if names.len() > 1 && !force {
-                let text = format!("image {} has several names", id.short());
+                // Docker's text.
+                let text = format!(
+                    "conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories",
+                    id.short()
+                );
                 return Err(Error::new(ErrorKind::Conflict, text));
             }
             catalog.damaged.images.remove(&id);

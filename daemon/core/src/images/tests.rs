@@ -464,6 +464,7 @@ async fn a_damaged_image_is_removed_by_name_or_id() {
     );
     let conflict = images.remove(&other.id, false, false).await.unwrap_err();
     assert_eq!(conflict.kind(), ErrorKind::Conflict);
+    assert!(conflict.to_string().contains("must be forced"), "{conflict}");
     assert_eq!(images.remove(&other.id, true, false).await.unwrap().len(), 3);
     let unknown = images.remove(&other.id, true, false).await.unwrap_err();
     assert_eq!(unknown.kind(), ErrorKind::NotFound);
